@@ -1,0 +1,32 @@
+"""The `engine` section: how a model is run for inference."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raylm.config.section import OUTSIDE_KEY, Section
+
+
+class EngineConfig(Section):
+    """How a model is run for inference."""
+
+    kind: str = "auto"
+    """openvino, torch, a plug-in's name, or auto: the fastest that can run the model."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Arithmetic of activations; auto takes what the processor does fastest."""
+    kv_cache: Literal["auto", "f32", "bf16", "u8"] = "auto"
+    """Storage of keys and values; auto takes 8 bits where the engine has them."""
+    kv_cache_bytes: int = Field(256 * 2**20, ge=2**20)
+    """Memory for keys and values of one replica."""
+    max_batch_size: int = Field(64, ge=1, le=1024)
+    """Sequences stepped together."""
+    max_batch_tokens: int = Field(2048, ge=16)
+    """Tokens (prompt and decode) in one step."""
+    max_context_tokens: int | None = Field(None, ge=2)
+    """Prompt and answer together; None takes the model's own limit."""
+    max_waiting: int = Field(256, ge=1)
+    """Requests that may wait in one replica; more are refused with 503."""
+    num_threads: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
+    """Threads of one replica; None takes its share of the cores."""

@@ -1,0 +1,1 @@
+"""Engines: a model artifact in, tokens out. The contract is in `protocol`."""
