@@ -1,0 +1,1 @@
+"""Configurations that ship with raylm, one YAML file each."""

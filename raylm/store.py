@@ -1,0 +1,331 @@
+"""Store: where artifacts, runs and the index of finished stages lie.
+
+    <store>/dataset|model|report/<name>-<digest12>/   artifacts
+    <store>/index/<stage key>.json                    which artifact a stage's key has
+    <store>/runs/<run id>/                            what happened while stages worked
+    <store>/engine/<model digest>/<key>/              files derived for engines
+    <store>/locks, verified, cluster                  this machine's own
+
+Every change is a rename of something complete; several processes may share a store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import raylm
+from raylm.artifact import (
+    KINDS,
+    MANIFEST,
+    Artifact,
+    Kind,
+    Manifest,
+    check_sizes,
+    content_digest,
+    disk_errors,
+    hash_tree,
+    json_hash,
+    read_manifest,
+    sync_folder,
+    sync_tree,
+    verify,
+    write_atomic,
+)
+from raylm.errors import ArtifactError, ConfigError, nearest
+
+_LIBRARIES = ("ray", "torch", "deepspeed", "transformers", "openvino", "compressed-tensors")
+
+
+def default_root() -> Path:
+    """$RAYLM_STORE, or ~/.raylm."""
+    return Path(os.environ.get("RAYLM_STORE") or "~/.raylm").expanduser().absolute()
+
+
+class Draft:
+    """An artifact in the making: a folder that counts only after `commit`."""
+
+    def __init__(self, store: Store, kind: Kind, name: str, path: Path) -> None:
+        self.path = path
+        self._store, self._kind, self._name = store, kind, name
+
+    def commit(
+        self,
+        *,
+        parents: tuple[Artifact, ...] = (),
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Hash, write the manifest last, and move the folder to its address.
+
+        Equal content that is already there wins, and this folder is dropped.
+        """
+        with disk_errors(self._store.root):
+            files = hash_tree(self.path)
+            digest = content_digest(self._kind, files)
+            manifest = Manifest(
+                kind=self._kind,
+                name=self._name,
+                digest=digest,
+                files=files,
+                parents=tuple(p.digest for p in parents),
+                config=dict(config or {}),
+                config_hash=json_hash(config or {}),
+                versions=library_versions(),
+                git_revision=git_revision(),
+                metrics=dict(metrics or {}),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            write_atomic(self.path / MANIFEST, manifest.to_json())
+            sync_tree(self.path)
+            target = self._store.root / self._kind / f"{self._name}-{digest[:12]}"
+            with self._store.lock(f"commit-{digest[:12]}"):
+                if target.exists():
+                    if _complete(target, digest):
+                        shutil.rmtree(self.path)
+                        return self._store.open(target)
+                    shutil.rmtree(target)
+                self.path.rename(target)
+                sync_folder(target.parent)
+            artifact = Artifact(target, manifest)
+            self._store.mark_verified(artifact)
+            return artifact
+
+
+class Store:
+    """A folder of artifacts and runs."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root).expanduser().absolute() if root else default_root()
+        if root and "://" in str(root):
+            raise ConfigError(
+                f"store={root}: only folders can hold a store",
+                code="store-not-a-folder",
+                hint="mount the bucket, or give a folder",
+            )
+        with disk_errors(self.root):
+            for folder in (*KINDS, "index", "runs", "engine", "locks", "verified", "drafts"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+        self._sweep_drafts()
+
+    # Making ------------------------------------------------------------------------------
+
+    @contextmanager
+    def draft(self, kind: Kind, name: str) -> Iterator[Draft]:
+        """A new folder to fill and commit; removed if it is not committed."""
+        owner = f"{socket.gethostname()}~{os.getpid()}~{int(psutil.Process().create_time())}"
+        path = self.root / "drafts" / f"{owner}~{os.urandom(4).hex()}"
+        with disk_errors(self.root):
+            path.mkdir()
+            try:
+                yield Draft(self, kind, name, path)
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _sweep_drafts(self) -> None:
+        """Remove what a killed process of this machine left half-made."""
+        for path in (self.root / "drafts").iterdir():
+            host, _, rest = path.name.partition("~")
+            pid, _, rest = rest.partition("~")
+            if host == socket.gethostname() and not _alive(int(pid), int(rest.split("~")[0])):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def remember(self, stage_key: str, artifact: Artifact) -> None:
+        """Record that the stage with this key has this result."""
+        write_atomic(
+            self.root / "index" / f"{stage_key}.json",
+            json.dumps({"ref": artifact.ref, "digest": artifact.digest}) + "\n",
+        )
+
+    # Finding -----------------------------------------------------------------------------
+
+    def find(self, stage_key: str) -> Artifact | None:
+        """The result of the stage with this key, if it is there and sound."""
+        entry = self.root / "index" / f"{stage_key}.json"
+        try:
+            ref = json.loads(entry.read_text(encoding="utf-8"))["ref"]
+            return self.open(self.root / ref)
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+        except ArtifactError as error:
+            if error.code == "artifact-missing":
+                return None
+            raise
+
+    def open(self, path: Path) -> Artifact:
+        """Open an artifact: manifest and sizes always, hashes once per machine.
+
+        Raises:
+            ArtifactError: it is incomplete or altered.
+        """
+        artifact = Artifact(path, read_manifest(path))
+        check_sizes(path, artifact.manifest)
+        stamp = self.root / "verified" / socket.gethostname() / artifact.digest
+        if not stamp.exists() or stamp.read_text() != _times(artifact):
+            verify(artifact)
+            self.mark_verified(artifact)
+        return artifact
+
+    def mark_verified(self, artifact: Artifact) -> None:
+        """Note that this machine has hashed these very files (size and time of each)."""
+        folder = self.root / "verified" / socket.gethostname()
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / artifact.digest, _times(artifact))
+
+    def list(self, kind: Kind | None = None) -> list[Artifact]:
+        """All complete artifacts, oldest first, sizes and hashes unchecked."""
+        found = []
+        for folder in (kind,) if kind else KINDS:
+            for path in (self.root / folder).iterdir():
+                with suppress(ArtifactError):
+                    found.append(Artifact(path, read_manifest(path)))
+        return sorted(found, key=lambda a: (a.manifest.created, a.ref))
+
+    def resolve(self, text: str, kind: Kind | None = None) -> Artifact:
+        """Find an artifact by ref, name, digest, or a unique prefix; a name means its newest.
+
+        Raises:
+            ArtifactError: nothing or several things fit; the nearest name is offered.
+        """
+        wanted = text.removeprefix(f"{kind}/") if kind else text
+        all_of_kind = self.list(kind)
+        exact = [a for a in all_of_kind if wanted in (a.ref, a.ref.partition("/")[2], a.digest)]
+        named = [a for a in all_of_kind if wanted == a.manifest.name]
+        prefixed = [
+            a
+            for a in all_of_kind
+            if a.digest.startswith(wanted) or a.ref.partition("/")[2].startswith(wanted)
+        ]
+        if exact or named:
+            return self.open((exact or named[-1:])[0].path)
+        if len(prefixed) == 1 and wanted:
+            return self.open(prefixed[0].path)
+        names = sorted({a.manifest.name for a in all_of_kind})
+        close = nearest(text, names)
+        what = kind or "artifact"
+        if prefixed and wanted:
+            listed = ", ".join(a.ref for a in prefixed[:5])
+            raise ArtifactError(f"{text!r} fits several: {listed}", code="artifact-ambiguous")
+        raise ArtifactError(
+            f"there is no {what} {text!r} in {self.root}",
+            code="artifact-not-found",
+            hint=f"did you mean {close!r}?" if close else "`raylm models ls` shows what is there",
+        )
+
+    def by_digest(self, digest: str) -> Artifact | None:
+        """The artifact with this digest, if it is in the store."""
+        return next((a for a in self.list() if a.digest == digest), None)
+
+    # Removing ----------------------------------------------------------------------------
+
+    def remove(self, artifact: Artifact) -> None:
+        """Remove an artifact and what engines derived from it.
+
+        Raises:
+            ArtifactError: others descend from it.
+        """
+        children = [a.ref for a in self.list() if artifact.digest in a.manifest.parents]
+        if children:
+            raise ArtifactError(
+                f"{artifact.ref} is needed by {', '.join(children)}",
+                code="artifact-has-descendants",
+                hint="remove those first",
+            )
+        # The manifest goes first: from then on the folder does not count.
+        (artifact.path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(artifact.path, ignore_errors=True)
+        shutil.rmtree(self.root / "engine" / artifact.digest, ignore_errors=True)
+
+    # Sharing -----------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self, name: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold a named lock; the kernel frees it when the process dies.
+
+        `waiting` is called once, with the holder, if another process has it.
+        """
+        path = self.root / "locks" / name
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                if waiting:
+                    waiting(file.read().strip() or "another process")
+                while True:
+                    with suppress(BlockingIOError):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    time.sleep(0.2)
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def stage_key(
+    stage: str, code_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> str:
+    """The key under which a stage's result is found again."""
+    return json_hash(
+        {"stage": stage, "code": code_version, "config": config, "inputs": dict(inputs)}
+    )[:32]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, raylm and the libraries that decide results."""
+    found = {"python": platform.python_version(), "raylm": raylm.__version__}
+    for name in _LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit of the working folder, if it is a git checkout."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        return done.stdout.strip()
+    return None
+
+
+def _complete(path: Path, digest: str) -> bool:
+    with suppress(ArtifactError):
+        artifact = Artifact(path, read_manifest(path))
+        verify(artifact)
+        return artifact.digest == digest
+    return False
+
+
+def _times(artifact: Artifact) -> str:
+    return "".join(
+        f"{entry.path} {entry.size_bytes} {(artifact.path / entry.path).stat().st_mtime_ns}\n"
+        for entry in artifact.manifest.files
+    )
+
+
+def _alive(pid: int, created: int) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - created) < 2
+    except psutil.Error:
+        return False
