@@ -1,0 +1,60 @@
+"""`evaluate`: what a model knows of text it has never seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from raylm.artifact import Artifact
+from raylm.config.evaluate import EvaluateConfig
+from raylm.data.shards import PackedSplit, token_bytes
+from raylm.evaluate.figures import held_out_figures
+from raylm.evaluate.spread import spread
+from raylm.stage import Context
+
+CODE_VERSION = 1
+
+
+def evaluate(
+    config: EvaluateConfig, model: Artifact, dataset: Artifact, context: Context
+) -> Artifact:
+    """Measure a model on the dataset's held-out split; a report artifact.
+
+    Raises:
+        DataError: there is no held-out text.
+    """
+    rows = spread(
+        "raylm.evaluate.evaluate:score",
+        (model.path,),
+        dataset.path,
+        max_samples=config.max_samples,
+        batch=config.batch,
+        num_cpus=config.num_cpus,
+        stage="evaluate",
+        report=context.report,
+    )
+    figures = {name: figure.to_json() for name, figure in held_out_figures(rows).items()}
+    body = {
+        "model": model.digest,
+        "dataset": dataset.digest,
+        "sequences": len(rows),
+        "targets": int(rows[:, 1].sum()),
+        "figures": figures,
+    }
+    with context.store.draft("report", f"{context.name}-evaluation") as draft:
+        (draft.path / "evaluation.json").write_text(json.dumps(body, indent=2) + "\n")
+        return draft.commit(
+            parents=(model, dataset),
+            config=config.model_dump(mode="json"),
+            metrics={name: figure["value"] for name, figure in figures.items()},
+        )
+
+
+def score(arguments: tuple[Path, ...], dataset: Path, rows: np.ndarray) -> np.ndarray:
+    """One batch of `sequence_scores`; runs in a Ray task."""
+    from raylm.evaluate.scores import load_for_scoring, sequence_scores
+
+    split = PackedSplit.open(dataset, "held_out")
+    return sequence_scores(load_for_scoring(arguments[0]), split.batch(rows), token_bytes(dataset))

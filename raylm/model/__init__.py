@@ -1,0 +1,1 @@
+"""Presets and Hugging Face folders in, models and tokenizers out."""

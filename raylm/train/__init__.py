@@ -1,0 +1,1 @@
+"""Ray Train with DeepSpeed: packed shards in, a model artifact out."""

@@ -1,0 +1,81 @@
+"""The training loop of one worker: the same on every rank, and after every restart.
+
+What a step does is a function of the step's number alone: samples come from the pure order,
+the rate from the pure schedule, the loss is divided by the target tokens of the whole global
+batch, which each rank counts for itself. So nothing but weights, optimizer state and the
+generators has to be saved, and a resumed run repeats the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylm.config.model import ModelConfig
+from raylm.config.train import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker is told."""
+
+    model: ModelConfig
+    config: TrainConfig
+    dataset: Path
+    work: Path
+    seed: int
+    config_hash: str
+    resume: bool
+    """Go on from the newest sound checkpoint in `work`."""
+    result: Path
+    """Where the first worker writes the model folder."""
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """Run one worker to the end; called by Ray Train with `{"job": Job}`."""
+    job: Job = settings["job"]
+    import ray.train
+
+    context = ray.train.get_context()
+    _bind_threads(job.config, context.get_local_world_size())
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    from raylm.train.worker import Worker
+
+    worker = Worker(job, rank=context.get_world_rank(), world_size=context.get_world_size())
+    worker.restore()
+    config = job.config
+    saved_s = time.monotonic()
+    while not worker.finished():
+        started = time.perf_counter()
+        figures = worker.step()
+        worker.clock(time.perf_counter() - started)
+        if not math.isfinite(figures.loss):
+            worker.fail_not_finite(figures)
+        if worker.done % config.log_every == 0 or worker.finished():
+            worker.log(figures)
+        every = config.validate_every
+        if worker.finished() or (every and worker.done % every == 0):
+            worker.validate()
+        if _due(config, worker.done, worker.agree(time.monotonic() - saved_s)):
+            worker.save()
+            saved_s = time.monotonic()
+    worker.write_model()
+    worker.close()
+
+
+def _due(config: TrainConfig, step: int, since_s: float) -> bool:
+    if config.checkpoint.every_steps is not None:
+        return step % config.checkpoint.every_steps == 0
+    return since_s >= config.checkpoint.every_s
+
+
+def _bind_threads(config: TrainConfig, local_workers: int) -> None:
+    """One worker takes its share of the cores; two that each take all are slower than one."""
+    import torch
+
+    threads = config.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // local_workers)
+    torch.set_num_threads(threads)

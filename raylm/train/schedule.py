@@ -1,0 +1,50 @@
+"""The learning rate of every step: a pure function of step and horizon."""
+
+from __future__ import annotations
+
+import math
+
+from raylm.config.train import ScheduleConfig
+
+# While a time limit's horizon is not known yet, the rate rises by this share of the peak a
+# step: slower than any warm-up worth having, so that fixing the horizon never lowers it.
+_BLIND_RISE = 0.01
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, horizon: int | None) -> float:
+    """The rate of step `step` (from 0) of `horizon` steps, as a fraction of the peak."""
+    if horizon is None:
+        return min(1.0, _BLIND_RISE * (step + 1))
+    warmup = max(1, round(schedule.warmup * horizon)) if schedule.warmup else 0
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "wsd":
+        start = max(warmup, horizon - round(schedule.decay * horizon))
+        if step < start:
+            return 1.0
+        done = (step - start + 1) / max(1, horizon - start)
+        return 1.0 - (1.0 - schedule.floor) * min(1.0, done)
+    done = (step - warmup + 1) / max(1, horizon - warmup)
+    return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def fix_horizon(step: int, elapsed_s: float, last_step_s: float, time_s: float) -> int | None:
+    """The number of steps that fit into `time_s`, once enough of them have been timed.
+
+    Args:
+        step: steps done.
+        elapsed_s: seconds since the first step ended (the first one pays for allocations).
+        last_step_s: seconds of the first step.
+        time_s: the limit for all steps together.
+
+    Returns:
+        The horizon, or None while fewer than three steps and 5 % of the time are timed.
+    """
+    timed = step - 1
+    spent_s = elapsed_s + last_step_s
+    if timed < 3 or (spent_s < 0.05 * time_s and timed < 50):
+        return None if spent_s < time_s else max(1, step)
+    per_step_s = elapsed_s / timed
+    return max(step, step + math.floor((time_s - spent_s) / per_step_s))
