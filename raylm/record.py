@@ -1,0 +1,84 @@
+"""run.json: what a run was asked, how far it came, and what became of each stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from raylm.artifact import write_atomic
+from raylm.config.load import Loaded
+from raylm.errors import RaylmError
+
+State = Literal["done", "skipped", "planned"]
+
+
+@dataclass(slots=True)
+class StageResult:
+    """What became of one stage."""
+
+    stage: str
+    state: State
+    key: str = ""
+    ref: str | None = None
+    seconds: float = 0.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What became of a run."""
+
+    run_id: str
+    path: Path
+    stages: list[StageResult]
+
+    def of(self, stage: str) -> StageResult | None:
+        """The result of one stage, if it took part."""
+        return next((s for s in self.stages if s.stage == stage), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        stages = [asdict(s) for s in self.stages]
+        return {"run_id": self.run_id, "path": str(self.path), "stages": stages}
+
+
+class Record:
+    """Writes run.json whenever something changed."""
+
+    def __init__(self, path: Path, loaded: Loaded, run_id: str, dry_run: bool) -> None:
+        self._file = path / "run.json"
+        self._quiet = dry_run
+        self._values: dict[str, Any] = {
+            "id": run_id,
+            "name": loaded.config.name,
+            "state": "running",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": loaded.config.model_dump(mode="json"),
+            "base_dir": str(loaded.base_dir),
+            "stages": [],
+        }
+
+    @contextmanager
+    def recording(self, result: RunResult) -> Iterator[None]:
+        """Keep the state true to what happens, failures and signals included."""
+        self.write(result)
+        try:
+            yield
+        except BaseException as error:
+            self._values["state"] = "failed" if isinstance(error, Exception) else "interrupted"
+            self._values["error"] = error.message if isinstance(error, RaylmError) else repr(error)
+            self.write(result)
+            raise
+        self._values["state"] = "done"
+        self.write(result)
+
+    def write(self, result: RunResult) -> None:
+        """Write the file anew."""
+        if not self._quiet:
+            self._values["stages"] = [asdict(stage) for stage in result.stages]
+            write_atomic(self._file, json.dumps(self._values, indent=2) + "\n")
