@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from raylm.artifact import Artifact, json_hash
@@ -24,7 +25,7 @@ Connect = Callable[[], AbstractContextManager[object]]
 def run(
     loaded: Loaded,
     *,
-    connect: Connect,
+    connect: Connect | None = None,
     store: Store | None = None,
     start: str | None = None,
     until: str | None = None,
@@ -36,7 +37,8 @@ def run(
     """Run the stages of a config.
 
     Args:
-        connect: enters a Ray cluster; called when the first stage has work to do.
+        connect: enters a Ray cluster, called when the first stage has work to do; None takes
+            the one that the config names, that is up for this store, or a private one.
         start: stages before it must have their results already.
         until: the last stage.
         force: stages done anew even if their results are there.
@@ -62,7 +64,7 @@ def run(
         store, config.name, config.seed, loaded.base_dir, path, report=report, resume=resume
     )
     found: dict[str, Artifact] = {}
-    with record.recording(result), _Lazy(connect) as cluster:
+    with record.recording(result), _Lazy(connect or _connector(loaded, store, report)) as cluster:
         for index, stage in enumerate(STAGES[: last + 1]):
             only_find = index < first
             if only_find and not any(stage.name in s.needs for s in STAGES[first : last + 1]):
@@ -73,7 +75,32 @@ def run(
             _one(stage, loaded, found, context, result, cluster,
                  force=stage.name in force, only_find=only_find, dry_run=dry_run)  # fmt: skip
             record.write(result)
+    if not dry_run:
+        result.report = _write_report(result)
     return result
+
+
+def _write_report(result: RunResult) -> Path:
+    from raylm.observe.report import write_report
+    from raylm.train.metrics import METRICS, read_metrics
+
+    trained = result.of("train")
+    work = result.path / f"train-{trained.key[:12]}" if trained else result.path
+    return write_report(
+        result.path,
+        run_id=result.run_id,
+        stages=[asdict(stage) for stage in result.stages],
+        metrics=list(read_metrics(work / METRICS)),
+    )
+
+
+def _connector(loaded: Loaded, store: Store, report: Report) -> Connect:
+    def enter() -> AbstractContextManager[object]:
+        from raylm.deploy.cluster import connect
+
+        return connect(store, loaded.config.cluster, report)
+
+    return enter
 
 
 def run_name(config: RunConfig) -> str:

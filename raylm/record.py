@@ -36,6 +36,8 @@ class RunResult:
     run_id: str
     path: Path
     stages: list[StageResult]
+    report: Path | None = None
+    """The run's HTML page."""
 
     def of(self, stage: str) -> StageResult | None:
         """The result of one stage, if it took part."""
@@ -44,7 +46,10 @@ class RunResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         stages = [asdict(s) for s in self.stages]
-        return {"run_id": self.run_id, "path": str(self.path), "stages": stages}
+        report = str(self.report) if self.report else None
+        return {
+            "run_id": self.run_id, "path": str(self.path), "report": report, "stages": stages,
+        }  # fmt: skip
 
 
 class Record:

@@ -1,0 +1,57 @@
+# `make help` lists the targets. Everything lives in .venv, made from the locks in requirements/.
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test faults check generate clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.venv/made: # the environment, and uv in it
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "raylm needs Python 3.11 or later: make PYTHON=python3.11 ..." >&2; exit 3; }
+	@$(PYTHON) -m venv .venv || { echo "apt install python3-venv" >&2; exit 3; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/run: .venv/made requirements/run.txt pyproject.toml
+	@echo "installing requirements/run.txt into .venv (about a minute, 7 GB)" >&2
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/run.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+.venv/dev: .venv/made requirements/dev.txt pyproject.toml
+	@echo "installing requirements/dev.txt into .venv (about a minute, 7 GB)" >&2
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch .venv/run $@
+
+demo: .venv/run ## From text to a compressed model that answers over HTTP, in about five minutes
+	@$(BIN)/raylm demo
+
+test: .venv/dev check ## All checks and tests
+	@$(BIN)/python -m pytest -m "not faults"
+
+faults: .venv/dev ## Kill and resume, at full counts
+	@$(BIN)/python -m pytest -m faults
+
+check: .venv/dev ## Style, types and the order of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+generate: .venv/dev ## Locks, the config's JSON schema and the command reference
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
+	  --custom-compile-command "make generate" --extra all pyproject.toml -o requirements/run.txt
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
+	  --custom-compile-command "make generate" --extra all --extra dev pyproject.toml \
+	  -c requirements/run.txt -o requirements/dev.txt
+	@$(BIN)/raylm config schema > docs/config.schema.json
+	@$(BIN)/python -m raylm.cli.reference > docs/cli.md
+
+clean: ## Remove the environment and what tools left
+	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What runs and endpoints look like from outside."""
