@@ -1,0 +1,133 @@
+"""The runner alone: which stages work, are skipped, are found; with stages of a few lines."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import raylm.pipeline as pipeline
+from raylm.artifact import Artifact
+from raylm.config import Loaded, RunConfig, load_config
+from raylm.errors import ConfigError, RaylmError
+from raylm.stage import Context
+from raylm.stages import Found, Stage
+from raylm.store import Store
+
+calls: list[str] = []
+
+
+def made(name: str) -> Stage:
+    def work(config: RunConfig, found: Found, context: Context) -> Artifact:
+        calls.append(name)
+        context.work.mkdir(parents=True, exist_ok=True)
+        if (context.work / "fail").exists():
+            raise RaylmError("told to fail", code="told")
+        with context.store.draft("report", name) as draft:
+            parents = tuple(found[need] for need in needs)
+            text = f"{name} {[p.digest for p in parents]} {config.seed} {config.train.steps}"
+            (draft.path / "x").write_text(text)
+            return draft.commit(parents=parents, metrics={"from": name})
+
+    needs = {"data": (), "train": ("data",), "evaluate": ("train", "data")}[name]
+    keys = {
+        "data": lambda c: {"seed": c.seed},
+        "train": lambda c: {"steps": c.train.steps},
+        "evaluate": lambda c: {},
+    }
+    return Stage(name, needs, keys[name], work, lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls.clear()
+    table = tuple(made(name) for name in ("data", "train", "evaluate"))
+    monkeypatch.setattr(pipeline, "STAGES", table)
+    monkeypatch.setattr("raylm.stages.STAGES", table)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+@contextmanager
+def no_cluster() -> Iterator[None]:
+    calls.append("cluster")
+    yield
+
+
+def run(store: Store, *overrides: str, **options: object) -> dict[str, str]:
+    loaded: Loaded = load_config(None, overrides)
+    done = pipeline.run(loaded, connect=no_cluster, store=store, **options)  # type: ignore[arg-type]
+    return {stage.stage: stage.state for stage in done.stages}
+
+
+def test_stages_run_once_and_are_skipped_without_a_cluster(store: Store) -> None:
+    assert run(store) == {"data": "done", "train": "done", "evaluate": "done"}
+    assert calls == ["cluster", "data", "train", "evaluate"]
+    calls.clear()
+    assert set(run(store).values()) == {"skipped"}
+    assert calls == []
+
+
+def test_only_what_depends_on_a_change_is_done_again(store: Store) -> None:
+    run(store)
+    calls.clear()
+    states = run(store, "train.steps=7")
+    assert states == {"data": "skipped", "train": "done", "evaluate": "done"}
+
+
+def test_until_and_from(store: Store) -> None:
+    assert run(store, until="data") == {"data": "done"}
+    calls.clear()
+    assert run(store, start="train", until="train") == {"data": "skipped", "train": "done"}
+    with pytest.raises(ConfigError) as caught:
+        run(store, "seed=5", start="train")
+    assert caught.value.code == "stage-missing"
+
+
+def test_force_does_a_finished_stage_again(store: Store) -> None:
+    run(store)
+    calls.clear()
+    states = run(store, force=["train"])
+    assert states["train"] == "done"
+    assert states["evaluate"] == "skipped"  # the same model came out
+
+
+def test_a_dry_run_changes_nothing(store: Store) -> None:
+    states = run(store, dry_run=True)
+    assert states == {"data": "planned", "train": "planned", "evaluate": "planned"}
+    assert calls == []
+    assert store.list() == []
+    assert not list((store.root / "runs").glob("*/run.json"))
+
+
+def test_a_failed_stage_keeps_what_was_finished_and_is_recorded(store: Store) -> None:
+    loaded = load_config()
+    planned = pipeline.run(loaded, connect=no_cluster, store=store, until="data")
+    key = pipeline._key(pipeline.STAGES[1], loaded, {"data": store.list()[0]})
+    work = planned.path / f"train-{key[:12]}"
+    work.mkdir()
+    (work / "fail").touch()
+    with pytest.raises(RaylmError, match="told to fail"):
+        run(store)
+    record = json.loads((planned.path / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert record["error"] == "told to fail"
+    assert [stage["stage"] for stage in record["stages"]] == ["data"]
+    (work / "fail").unlink()
+    assert run(store) == {"data": "skipped", "train": "done", "evaluate": "done"}
+
+
+def test_an_unknown_stage_offers_the_nearest(store: Store) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(store, until="tran")
+    assert caught.value.hint == "did you mean 'train'?"
+
+
+def test_the_report_shows_the_stages(store: Store) -> None:
+    done = pipeline.run(load_config(), connect=no_cluster, store=store)
+    assert done.report is not None
+    assert "evaluate" in done.report.read_text()

@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from raylm.train.metrics import MetricsLog, read_metrics
+
+
+def test_a_resumed_log_forgets_steps_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, from_step=0)
+    for step in (1, 2, 3):
+        log.write(step=step, loss=float(step))
+    log.close()
+    log = MetricsLog(path, from_step=2)
+    log.write(step=3, loss=30.0)
+    log.close()
+    assert [line["loss"] for line in read_metrics(path)] == [1.0, 2.0, 30.0]
+
+
+def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    assert list(read_metrics(tmp_path / "none")) == []
