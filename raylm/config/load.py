@@ -177,6 +177,9 @@ def _one(detail: ErrorDetails, path: Path) -> tuple[str, str | None, str]:
     for start, name in _TYPE_NAMES.items():
         if kind.startswith(start) and kind.endswith(("_type", "_parsing", "_from_float")):
             return f"{key}: {name} is expected, found {found!r}", None, "config-type"
+    if kind == "string_pattern_mismatch":
+        pattern = detail["ctx"]["pattern"]
+        return f"{key}={found!r}: must match {pattern}", None, "config-value"
     message = detail["msg"].removeprefix("Input should be ")
     return f"{key}={found!r}: must be {message}", None, "config-value"
 

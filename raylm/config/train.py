@@ -63,12 +63,13 @@ class TrainConfig(Section):
     speed, and stored with the run."""
     global_batch: int = Field(16, ge=1)
     """Sequences in one optimizer step, over all workers."""
-    micro_batch: int = Field(8, ge=1)
+    micro_batch: Annotated[int, OUTSIDE_KEY] = Field(8, ge=1)
     """Sequences in one forward pass of one worker."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: what is partitioned over the workers."""
-    workers: int = Field(2, ge=1)
+    workers: Annotated[int, OUTSIDE_KEY] = Field(2, ge=1)
+    """Ray Train workers, each a rank of DeepSpeed."""
     cpus_per_worker: Annotated[float, OUTSIDE_KEY] = Field(1.0, gt=0)
     threads_per_worker: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """None takes this node's cores divided by its workers."""

@@ -65,3 +65,24 @@ def tokenizer_files(folder: Path) -> list[Path]:
             hint="save a fast one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
         )
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def special_token_ids(folder: Path) -> dict[str, int | None]:
+    """Ids of the bos, eos and pad tokens that a tokenizer folder names.
+
+    Raises:
+        ModelError: tokenizer.json is missing or not JSON.
+    """
+    tokenizer_files(folder)
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        settings_file = folder / "tokenizer_config.json"
+        settings = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{folder}: not JSON: {error}", code="model-broken") from error
+    ids = {token["content"]: int(token["id"]) for token in tokenizer.get("added_tokens", [])}
+    found: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad"):
+        token = settings.get(f"{name}_token")
+        found[name] = ids.get(token["content"] if isinstance(token, dict) else token)
+    return found

@@ -15,9 +15,10 @@ import torch.distributed
 
 from raylm.config.train import TrainConfig
 from raylm.data.order import sample_indices
-from raylm.data.shards import PackedSplit
+from raylm.data.shards import Batch, PackedSplit
 from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
+from raylm.model.folder import special_token_ids
 from raylm.train.checkpoint import Checkpointer, Progress, newest_sound
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsLog
@@ -53,7 +54,7 @@ class Worker:
             job.model,
             seq_len=self._data.seq_len,
             vocab_size=self._data.vocab_size,
-            special_ids=self._data.special_ids,
+            special_ids=special_token_ids(job.dataset / "tokenizer"),
         )
         self._hf_config = model.config
         if job.config.activation_checkpointing:
@@ -129,7 +130,7 @@ class Worker:
             self.done * config.global_batch,
             config.global_batch,
         )
-        num_targets = int(self._data.num_targets(rows))
+        num_targets = self._data.num_targets(rows)
         lr = config.optimizer.lr * lr_factor(config.schedule, self.done, self._horizon)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -139,7 +140,7 @@ class Worker:
             # Micro-batch i of rank r: the global batch is cut the same way for any i, r.
             start = (index * self._world_size + self._rank) * config.micro_batch
             batch = self._data.batch(rows[start : start + config.micro_batch])
-            nll = next_token_loss(self._engine.module, batch, mask_documents=config.mask_documents)
+            nll = self._nll(batch)
             # DeepSpeed divides by ranks and accumulation; the sum is over targets.
             self._engine.backward(nll * (self._world_size * accumulation / num_targets))
             total += nll.detach().double().cpu()
@@ -152,6 +153,14 @@ class Worker:
             grad_norm=float(norm) if norm is not None else float("nan"),
             lr=lr,
             num_tokens=int(rows.size) * self._data.seq_len,
+        )
+
+    def _nll(self, batch: Batch) -> torch.Tensor:
+        return next_token_loss(
+            self._engine.module,
+            batch,
+            mask_documents=self._config.mask_documents,
+            whole_head=self._config.zero < 3,
         )
 
     def clock(self, seconds: float) -> None:
@@ -185,9 +194,7 @@ class Worker:
             for start in range(0, -(-len(rows) // self._world_size), self._config.micro_batch):
                 part = mine[start : start + self._config.micro_batch]
                 batch = self._held_out.batch(part if len(part) else rows[:1])
-                nll = next_token_loss(
-                    self._engine.module, batch, mask_documents=self._config.mask_documents
-                )
+                nll = self._nll(batch)
                 if len(part):
                     figures[0] += float(nll)
                     figures[1] += int((batch.targets >= 0).sum())

@@ -1,0 +1,7 @@
+"""`python -m raylm` is `raylm`."""
+
+import sys
+
+from raylm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,33 @@
+"""raylm doctor."""
+
+from __future__ import annotations
+
+import typer
+
+from raylm.cli.options import Config, Output, Sets, StorePath, read_config
+from raylm.cli.output import emit, table
+from raylm.errors import HostError
+from raylm.store import default_root
+
+
+def doctor(
+    config: Config = None, sets: Sets = None, store: StorePath = None, output: Output = "text"
+) -> None:
+    """Look whether this machine has what is needed; exit code 3 if something is missing."""
+    loaded = read_config(config, sets)
+    from raylm.deploy.host import examine
+
+    root = store or loaded.config.store or default_root()
+    checks = examine(loaded.config, root)
+    bad = [check for check in checks if check.state == "fail"]
+    text = table(("", "what", "found"), [(c.state, c.name, c.found) for c in checks])
+    remedies = [f"{c.name}: {c.remedy}" for c in checks if c.remedy]
+    if remedies:
+        text += "\n\n" + "\n".join(remedies)
+    emit(
+        {"ok": not bad, "checks": [check.to_dict() for check in checks]},
+        text,
+        output,
+    )
+    if bad:
+        raise typer.Exit(HostError.exit_code)

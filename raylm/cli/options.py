@@ -1,0 +1,59 @@
+"""Options that several commands have, described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from raylm.config.load import Loaded, load_config
+from raylm.store import Store
+
+DEFAULT_CONFIG = "raylm.yaml"
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"Configuration: a file or a recipe's name. [default: ./{DEFAULT_CONFIG} if it is "
+        "there, else raylm's defaults]",
+        show_default=False,
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value, as in train.steps=50; may be given again. [default: none]",
+        show_default=False,
+    ),
+]
+StorePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        metavar="FOLDER",
+        help="Folder of artifacts and runs. [default: the config's, $RAYLM_STORE or ~/.raylm]",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Literal["text", "json"],
+    typer.Option("-o", "--output", help="text, or json: one document on standard output."),
+]
+
+
+def read_config(config: str | None, sets: list[str] | None = None) -> Loaded:
+    """The configuration of a command line."""
+    if config is None and Path(DEFAULT_CONFIG).is_file():
+        config = DEFAULT_CONFIG
+    return load_config(config, sets or [])
+
+
+def open_store(store: Path | None, config: str | None = None) -> Store:
+    """The store of a command line."""
+    return Store(store or read_config(config).config.store)

@@ -1,0 +1,206 @@
+"""raylm serve: models behind an endpoint, for as long as the command runs or longer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylm.cli.options import Config, Output, Sets, StorePath, read_config
+from raylm.cli.output import emit, say
+from raylm.cli.progress import progress
+from raylm.config.load import Loaded
+from raylm.errors import ConfigError, HostError
+from raylm.store import Store
+
+if TYPE_CHECKING:
+    from raylm.progress import Report
+    from raylm.serve.app import Endpoint
+    from raylm.serve.catalog import ServedModel
+
+_LOOK_S = 2.0
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Artifacts (name, digest, or its start) or Hugging Face folders. "
+            "[default: serve.models, else the last model of the run]",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+    sets: Sets = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on. [default: serve.host]", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port, 0 for a free one. [default: serve.port]", show_default=False),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            help="Engine replicas of each model. [default: serve.replicas]", show_default=False
+        ),
+    ] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with one key a line. [default: serve.api_keys]",
+            show_default=False,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when it answers; `raylm down` ends it.")
+    ] = False,
+    store: StorePath = None,
+    output: Output = "text",
+) -> None:
+    """Put models behind an OpenAI-compatible endpoint, starting a cluster where none is up.
+
+    Without --detach it stays until Ctrl-C, finishes running answers, and ends what it started.
+    """
+    flags = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
+    overrides = [f"serve.{k}={json.dumps(v)}" for k, v in flags.items() if v is not None]
+    loaded = read_config(config, [*(sets or []), *overrides])
+    opened = Store(store or loaded.config.store)
+    refs = models or list(loaded.config.serve.models) or [_last_model(opened, loaded)]
+    with progress() as report:
+        started_here = _ensure_cluster(opened, loaded, report)
+        try:
+            _serve(opened, loaded, refs, detach, output, report)
+        except BaseException:
+            # Ctrl-C in the foreground, too: what this command started ends with it.
+            if started_here:
+                from raylm.deploy.cluster import down
+
+                down(opened, drain_s=0, report=report)
+            raise
+
+
+def _serve(
+    store: Store, loaded: Loaded, refs: Sequence[str], detach: bool, output: str, report: Report
+) -> None:
+    from raylm.deploy.connect import connect
+    from raylm.deploy.status import write_endpoint
+
+    settings = loaded.config.serve
+    with connect(store, loaded.config.cluster, report):
+        from raylm.serve.app import deploy, undeploy
+
+        endpoint = deploy(
+            [served(store, loaded, ref) for ref in refs],
+            settings,
+            loaded.config.engine,
+            cache_root=store.root / "engine",
+            base_dir=loaded.base_dir,
+            report=report,
+        )
+        data = {
+            "url": endpoint.url,
+            "models": list(endpoint.models),
+            "needs_key": endpoint.needs_key,
+        }
+        write_endpoint(store, data)
+        emit(data, endpoint_text(endpoint), output)
+        if detach:
+            return
+        say("Ctrl-C ends it; --detach would leave it running")
+        try:
+            _wait(store, loaded)
+        finally:
+            undeploy(drain_s=settings.drain_s, report=report)
+
+
+def served(store: Store, loaded: Loaded, ref: str) -> ServedModel:
+    """A model to serve: a folder if there is one of that name, else an artifact."""
+    from raylm.serve.prepare import served_artifact, served_folder
+
+    folder = loaded.base_dir / Path(ref).expanduser()
+    if not folder.is_dir():
+        folder = Path(ref).expanduser()
+    if (folder / "config.json").is_file() and not folder.is_relative_to(store.root):
+        return served_folder(folder)
+    if folder.is_relative_to(store.root):
+        ref = folder.name
+    return served_artifact(store.resolve(ref, "model"))
+
+
+def endpoint_text(endpoint: Endpoint) -> str:
+    """The URL, and a line for the shell and a script that work as they stand."""
+    url, model = endpoint.url, endpoint.models[0]
+    key = "$RAYLM_API_KEY" if endpoint.needs_key else ""
+    header = f" -H 'Authorization: Bearer '\"{key}\"" if key else ""
+    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
+    api_key = 'os.environ["RAYLM_API_KEY"]' if key else '"none"'
+    return "\n".join(
+        [
+            f"serving {', '.join(endpoint.models)} at {url}",
+            "",
+            f"curl {url}/completions{header} -H 'Content-Type: application/json' -d '{body}'",
+            "",
+            *(["import os"] if key else []),
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{url}", api_key={api_key})',
+            f'answer = client.completions.create(model="{model}", '
+            'prompt="Once upon a time", max_tokens=48)',
+            "print(answer.choices[0].text)",
+            "",
+        ]
+    )
+
+
+def _ensure_cluster(store: Store, loaded: Loaded, report: Report) -> bool:
+    """Have a cluster; whether it was started just now."""
+    from raylm.deploy.cluster import up
+    from raylm.deploy.record import read_record
+
+    if loaded.config.cluster.address is not None:
+        return False
+    record = read_record(store)
+    if record is not None and record.is_alive:
+        return False
+    up(store, loaded.config.cluster, report=report)
+    return True
+
+
+def _last_model(store: Store, loaded: Loaded) -> str:
+    """The ref that the run of this configuration made last."""
+    from raylm.pipeline import run_name
+
+    file = store.root / "runs" / run_name(loaded.config) / "run.json"
+    stages: dict[str, Any] = {}
+    if file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        stages = {s["stage"]: s.get("ref") for s in record.get("stages", [])}
+    for stage in ("compress", "train"):
+        if stages.get(stage):
+            return str(stages[stage])
+    raise ConfigError(
+        "no model is named, and the run of this configuration has made none",
+        code="no-model",
+        hint="raylm serve MODEL (`raylm models ls` lists them), or `raylm run` first",
+    )
+
+
+def _wait(store: Store, loaded: Loaded) -> None:
+    """Until a signal; a cluster that dies meanwhile is an error."""
+    from raylm.deploy.record import read_record
+
+    never = threading.Event()
+    while not never.wait(_LOOK_S):
+        record = read_record(store)
+        if loaded.config.cluster.address is None and (record is None or not record.is_alive):
+            raise HostError(
+                "the cluster has ended",
+                code="cluster-ended",
+                hint="`raylm logs` shows its last lines, unless it was ended by `raylm down`",
+            )

@@ -1,0 +1,1 @@
+"""From text to packed token shards: list, read, clean, deduplicate, split, tokenise, pack."""

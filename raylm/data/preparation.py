@@ -1,0 +1,258 @@
+"""Preparation: one run of the data stage, step by step, in a folder that becomes the artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raylm.config.data import DataConfig
+from raylm.data.encode import KEPT_SCHEMA, encode_parts, kept_rows, token_dtype, tokens_of
+from raylm.data.funnel import check_readable, funnel, set_aside_lines
+from raylm.data.hashing import HASH_BYTES, document_id
+from raylm.data.pace import Pacer
+from raylm.data.pack import Documents, SplitFigures, shuffled, write_split
+from raylm.data.parts import PART_SCHEMA, Part, cut, group
+from raylm.data.passes import num_slots, run_pass, wait_for_cpus, warm_up
+from raylm.data.sample import Sampling, choose
+from raylm.data.scan import Corpus, gather, scan_parts
+from raylm.data.select import Mask, Selection, require_sequences, select
+from raylm.data.shards import INDEX, SCHEMA_VERSION, SPLITS, TOKEN_BYTES, Split
+from raylm.data.sources import SourceFile
+from raylm.data.tokenizer import (
+    copy_tokenizer,
+    end_of_text_id,
+    load_tokenizer,
+    save_tokenizer,
+    token_lengths,
+    train_tokenizer,
+)
+from raylm.stage import Context
+
+_TASKS_PER_SLOT = 8
+_TASK_BYTES = (256 * 2**10, 16 * 2**20)
+"""Least and most text for one task."""
+
+
+class Preparation:
+    """The state between the steps: each method is one, called in the order written here."""
+
+    corpus: Corpus
+    selection: Selection
+    num_tokens: np.ndarray[Any, np.dtype[np.int64]]
+    """Of each kept document, end-of-text included."""
+    figures: dict[Split, SplitFigures]
+
+    def __init__(
+        self, config: DataConfig, context: Context, files: Sequence[SourceFile], folder: Path
+    ) -> None:
+        self.config, self.seed, self.files, self.folder = config, context.seed, files, folder
+        self.pace = Pacer(context.report)
+        self._base_dir = context.base_dir
+        self._parts = cut(files)
+        self._corpus_bytes = sum(part.num_bytes for part in self._parts)
+        self._exact = True
+        self._sample_bytes = 0
+
+    def scan(self) -> None:
+        """Read and clean everything once; decide what stays."""
+        config = self.config
+        wanted = config.tokenizer.sample_bytes if config.tokenizer.path is None else 0
+        sampling = Sampling.of(self._corpus_bytes, wanted)
+        arguments = {"config": config, "seed": self.seed, "sampling": sampling}
+        done_after = np.cumsum([part.num_bytes for part in self._parts])
+        done = 0
+
+        def tell() -> None:
+            text = f"reading {len(self.files):,} files" if done else "starting Ray's workers"
+            self.pace.say(text, done, self._corpus_bytes)
+
+        def counted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+            nonlocal done
+            for table in tables:
+                if len(table):
+                    done = int(done_after[table["part"][-1].as_py()])
+                    yield table
+
+        tell()
+        self.pace.run(lambda: wait_for_cpus(config.num_cpus), tell)
+        groups = self._groups({part.number: {} for part in self._parts}, PART_SCHEMA)
+        warm_up(len(groups), config.num_cpus)
+        tables = run_pass(groups, scan_parts, arguments, config.num_cpus)
+        self.corpus = gather(self._parts, counted(self.pace.iterate(tables, tell)))
+        check_readable(self.corpus, config)
+        self.selection = select(
+            self.corpus.hashes,
+            self.corpus.num_bytes,
+            min_bytes=config.min_bytes,
+            dedup=config.dedup,
+            held_out=config.held_out,
+            seed=self.seed,
+        )
+
+    def make_tokenizer(self) -> None:
+        """Train a tokenizer on the training split alone, or copy the one that is given."""
+        config, folder = self.config.tokenizer, self.folder / "tokenizer"
+        if config.path is not None:
+            copy_tokenizer(self._base_dir / Path(config.path).expanduser(), folder)
+        else:
+            texts = choose(self.corpus.excerpts, self.selection.train, config.sample_bytes)
+            self.corpus.excerpts.clear()
+            self._sample_bytes = sum(len(text.encode()) for text in texts)
+            text = f"{config.vocab_size:,} tokens on {self._sample_bytes / 1e6:.1f} MB"
+
+            def tell() -> None:
+                self.pace.say(f"training a tokenizer of {text}")
+
+            tell()
+            trained = self.pace.run(lambda: train_tokenizer(texts, config.vocab_size), tell)
+            save_tokenizer(trained, folder)
+        self._serialized = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = load_tokenizer(self._serialized)
+        self._eos = end_of_text_id(folder, tokenizer)
+        self._token_lengths = token_lengths(tokenizer)
+        self._dtype = token_dtype(len(self._token_lengths))
+
+    def encode(self) -> None:
+        """Turn the kept documents into one file of tokens, in source order."""
+        kept = np.flatnonzero(self.selection.kept)
+        rows = {
+            part: {"kept": numbers, "hashes": hashes}
+            for part, (numbers, hashes) in kept_rows(self.corpus, self.selection.kept).items()
+        }
+        arguments = {
+            "config": self.config,
+            "tokenizer": self._serialized,
+            "eos": self._eos,
+            "dtype": self._dtype.str,
+        }
+        done_after = np.cumsum(self.corpus.num_bytes[kept])
+        counts = np.zeros(len(kept), np.int64)
+        num_done = 0
+
+        def tell() -> None:
+            done = int(done_after[num_done - 1]) if num_done else 0
+            self.pace.say(f"tokenising {len(kept):,} documents", done, int(done_after[-1]))
+
+        tell()
+        groups = self._groups(rows, KEPT_SCHEMA)
+        tables = run_pass(groups, encode_parts, arguments, self.config.num_cpus)
+        with self._token_file.open("wb") as file:
+            for table in self.pace.iterate(tables, tell):
+                tokens, lengths = tokens_of(table)
+                file.write(tokens.tobytes())
+                counts[num_done : num_done + len(lengths)] = lengths
+                num_done += len(lengths)
+                self._exact &= all(table["exact"].to_pylist())
+        assert num_done == len(kept), f"{num_done} of {len(kept)} documents came back"
+        self.num_tokens = counts
+
+    def pack(self) -> None:
+        """Write both splits, the index and the report."""
+        kept = self.selection.kept
+        require_sequences(self.num_tokens, self.corpus.hashes[kept], self.selection.held_out[kept],
+                          seq_len=self.config.seq_len, seed=self.seed)  # fmt: skip
+        self.pace.say("packing")
+        self.figures = self.pace.run(self._write_splits, lambda: self.pace.say("packing"))
+        self._token_file.unlink()
+        np.save(self.folder / TOKEN_BYTES, self._token_lengths)
+        index = {
+            "schema_version": SCHEMA_VERSION,
+            "seq_len": self.config.seq_len,
+            "vocab_size": len(self._token_lengths),
+            "dtype": self._dtype.str,
+            "shard_samples": self.config.shard_samples,
+            "eos_token_id": self._eos,
+            "exact_bytes": self._exact,
+            "splits": {split: self.figures[split].to_json() for split in SPLITS},
+        }
+        report = {
+            "funnel": funnel(self.files, self.corpus, self.selection),
+            "tokenizer": {
+                "vocab_size": len(self._token_lengths),
+                "trained_on_bytes": self._sample_bytes,
+                "bytes_per_token": self.bytes_per_token(),
+            },
+        }
+        self._write(INDEX, json.dumps(index, indent=2) + "\n")
+        self._write("report.json", json.dumps(report, indent=2) + "\n")
+        self._write("set_aside.jsonl", set_aside_lines(self.corpus.set_aside))
+
+    def metrics(self) -> dict[str, Any]:
+        """The counts that the manifest shows."""
+        unique = self.selection.kept.sum()
+        found: dict[str, Any] = {
+            "num_files": len(self.files),
+            "num_documents": int(unique),
+            "num_set_aside": len(self.corpus.set_aside),
+            "num_short": int(self.selection.short.sum()),
+            "num_duplicates": int(self.selection.duplicate.sum()),
+            "vocab_size": len(self._token_lengths),
+            "bytes_per_token": self.bytes_per_token(),
+        }
+        for split in SPLITS:
+            figures = self.figures[split].to_json()
+            names = ("num_documents", "num_bytes", "num_tokens", "num_samples")
+            found |= {f"{split}_{name}": figures[name] for name in names}
+        return found
+
+    def bytes_per_token(self) -> float:
+        """Of held-out text: what the tokenizer does for text that it was not trained on."""
+        figures = self.figures["held_out"]
+        return round(figures.num_bytes / (figures.num_tokens - figures.num_documents), 4)
+
+    def _write_splits(self) -> dict[Split, SplitFigures]:
+        tokens = np.memmap(self._token_file, self._dtype, "r")
+        return {
+            "train": self._write_split("train", self.selection.train, tokens),
+            "held_out": self._write_split("held_out", self.selection.held_out, tokens),
+        }
+
+    def _write_split(self, split: Split, mask: Mask, tokens: Any) -> SplitFigures:
+        corpus, documents = self.corpus, np.flatnonzero(mask)
+        sources = [corpus.source(document) for document in documents.tolist()]
+        ids = np.array(
+            [document_id(*pair) for pair in zip(sources, corpus.hashes[documents], strict=True)],
+            dtype=f"S{HASH_BYTES}",
+        )
+        order = shuffled(ids, self.seed)
+        documents = documents[order]
+        # Place among the kept documents, which are what the token file holds.
+        place = np.cumsum(self.selection.kept)[documents] - 1
+        begin = np.cumsum(self.num_tokens) - self.num_tokens
+        return write_split(
+            self.folder / split,
+            Documents(
+                ids=ids[order],
+                sources=[sources[place] for place in order.tolist()],
+                num_bytes=corpus.num_bytes[documents],
+                begin=begin[place],
+                num_tokens=self.num_tokens[place],
+            ),
+            tokens,
+            self._token_lengths,
+            seq_len=self.config.seq_len,
+            shard_samples=self.config.shard_samples,
+            padding=self._eos,
+        )
+
+    def _groups(self, rows: dict[int, dict[str, Any]], schema: pa.Schema) -> list[pa.Table]:
+        """Parts (and what `rows` adds to each) as one table a task."""
+        parts: list[Part] = [self._parts[number] for number in sorted(rows)]
+        per_task = self._corpus_bytes // (_TASKS_PER_SLOT * num_slots(self.config.num_cpus))
+        target = min(max(per_task, _TASK_BYTES[0]), _TASK_BYTES[1])
+        return [
+            pa.Table.from_pylist([p.to_row() | rows[p.number] for p in some], schema=schema)
+            for some in group(parts, target)
+        ]
+
+    @property
+    def _token_file(self) -> Path:
+        return self.folder / "tokens.tmp"
+
+    def _write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,185 @@
+"""`raylm demo`: the whole way once, from the source of this machine's Python to an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raylm.config import Loaded, load_config
+from raylm.progress import Report, Tick, silent
+from raylm.record import RunResult
+from raylm.store import Store
+
+PROMPT = "import os\n\n\ndef "
+_ANSWER_TOKENS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo made, and how to go on with it."""
+
+    run: RunResult
+    url: str
+    model: str
+    answer: str
+    first_token_s: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = asdict(self)
+        return {**values, "run": self.run.to_dict(), "curl": self.curl, "python": self.python}
+
+    @property
+    def curl(self) -> str:
+        """A line for the shell that asks the endpoint."""
+        return (
+            f"curl {self.url}/completions -H 'Content-Type: application/json' "
+            f'-d \'{{"model": "{self.model}", "prompt": "def main(", "max_tokens": 48}}\''
+        )
+
+    @property
+    def python(self) -> str:
+        """A script that asks the endpoint with the official client."""
+        return (
+            "from openai import OpenAI\n\n"
+            f'client = OpenAI(base_url="{self.url}", api_key="none")\n'
+            f'answer = client.completions.create(model="{self.model}", '
+            'prompt="def main(", max_tokens=48)\n'
+            "print(answer.choices[0].text)"
+        )
+
+
+def run_demo(
+    *,
+    overrides: Sequence[str] = (),
+    report: Report = silent,
+    show: Callable[[str], None] = lambda text: None,
+) -> DemoResult:
+    """Run the `demo` recipe, serve its compressed model, and ask it once.
+
+    Args:
+        show: given the answer's text as it streams in.
+
+    Raises:
+        RaylmError: a stage failed; the cluster is ended again if this call started it.
+    """
+    from raylm.deploy.cluster import down, up
+    from raylm.deploy.record import read_record
+
+    started = time.monotonic()
+    loaded = load_config("demo", overrides)
+    store = Store(loaded.config.store)
+    record = read_record(store)
+    was_up = record is not None and record.is_alive
+    if loaded.config.cluster.address is None:
+        up(store, loaded.config.cluster, report=report)
+    try:
+        run, url, model = _make_and_serve(loaded, store, report)
+        answer, first_token_s = _ask(url, model, report, show)
+    except BaseException:
+        if not was_up and loaded.config.cluster.address is None:
+            down(store, drain_s=0, report=report)
+        raise
+    seconds = time.monotonic() - started
+    return DemoResult(run, url, model, answer, round(first_token_s, 3), round(seconds, 1))
+
+
+def _make_and_serve(loaded: Loaded, store: Store, report: Report) -> tuple[RunResult, str, str]:
+    from raylm.deploy.cluster import connect
+    from raylm.pipeline import run as run_pipeline
+
+    config = loaded.config
+    with connect(store, config.cluster, report):
+        run = run_pipeline(loaded, store=store, report=report)
+        compressed = run.of("compress")
+        assert compressed is not None
+        assert compressed.ref is not None
+        from raylm.serve.app import deploy
+        from raylm.serve.prepare import served_artifact
+
+        artifact = store.resolve(compressed.ref)
+        endpoint = deploy(
+            [served_artifact(artifact)],
+            config.serve,
+            config.engine,
+            cache_root=store.root / "engine",
+            base_dir=Path.cwd(),
+            report=report,
+        )
+    return run, endpoint.url, artifact.manifest.name
+
+
+def _ask(url: str, model: str, report: Report, show: Callable[[str], None]) -> tuple[str, float]:
+    report(Tick("ask", "waiting for the first token"))
+    from openai import OpenAI
+
+    started = time.monotonic()
+    first_token_s = 0.0
+    parts: list[str] = []
+    with OpenAI(base_url=url, api_key="none", timeout=60) as client:
+        stream = client.completions.create(
+            model=model,
+            prompt=PROMPT,
+            max_tokens=_ANSWER_TOKENS,
+            temperature=0.4,
+            seed=1,
+            stream=True,
+        )
+        for chunk in stream:
+            text = chunk.choices[0].text if chunk.choices else ""
+            if text and not parts:
+                first_token_s = time.monotonic() - started
+                report(Tick("ask", f"first token after {first_token_s * 1000:.0f} ms", 1, 1))
+                show(PROMPT)
+            if text:
+                parts.append(text)
+                show(text)
+    return "".join(parts), first_token_s
+
+
+def summary(run: RunResult) -> list[tuple[str, str, str]]:
+    """Rows of figure, original, compressed; an empty text where there is none."""
+    rows: list[tuple[str, str, str]] = []
+    evaluation, compression = run.of("evaluate"), run.of("compress")
+    train = run.of("train")
+    if train:
+        metrics = train.metrics
+        rows.append(("trained on, tokens", f"{metrics['tokens']:,}", ""))
+        rows.append(("training, tokens/s", f"{metrics['tokens_per_s']:,.0f}", ""))
+    if evaluation:
+        metrics = evaluation.metrics
+        rows.append(("held out, bits per byte", f"{metrics['bits_per_byte']:.3f}", ""))
+        rows.append(("held out, top-1 accuracy", f"{metrics['top1_accuracy']:.1%}", ""))
+    if compression:
+        rows += _compression_rows(compression.metrics)
+    return rows
+
+
+def _compression_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = [
+        (
+            "perplexity",
+            f"{metrics['reference_perplexity']:.2f}",
+            f"{metrics['perplexity']:.2f}",
+        ),
+        (
+            "weights, MB",
+            f"{metrics['reference_weight_bytes'] / 1e6:.2f}",
+            f"{metrics['weight_bytes'] / 1e6:.2f}",
+        ),
+        ("KL to the original, nats", "", f"{metrics['kl']:.5f}"),
+        ("top-1 agreement", "", f"{metrics['top1_agreement']:.2%}"),
+    ]
+    if "tokens_per_s" in metrics:
+        rows.append(
+            (
+                "generated tokens/s, batch 8",
+                f"{metrics['reference_tokens_per_s']:,.0f}",
+                f"{metrics['tokens_per_s']:,.0f}",
+            )
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""Where a configuration runs: the Ray cluster on this machine."""

@@ -1,0 +1,204 @@
+"""connect: the Ray cluster that a command works on, whichever there is.
+
+The one that the config names; else the one that is up for the store; else a private one
+that ends with this process, however that ends (Ray's processes share its fate).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from raylm.config.cluster import ClusterConfig
+from raylm.deploy import owned
+from raylm.deploy.environment import (
+    QUIET,
+    cluster_env,
+    keep_only_logs,
+    prepare_temp_dir,
+    ray_dir,
+    sweep_temp_dirs,
+    temp_dir_for,
+)
+from raylm.deploy.head import num_cpus
+from raylm.deploy.ports import LOOPBACK, choose_ports, is_listening
+from raylm.deploy.record import read_record, store_token
+from raylm.errors import HostError, MissingExtra
+from raylm.progress import Report, Tick, silent
+from raylm.store import Store
+
+_FATE_SHARING_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A cluster that this process is connected to."""
+
+    address: str
+    is_private: bool
+    """It ends with this process."""
+    logs_dir: Path | None
+    """Ray's own logs, where they are on this machine."""
+
+
+@contextmanager
+def connect(store: Store, config: ClusterConfig, report: Report = silent) -> Iterator[Connection]:
+    """Connect this process to a cluster, and disconnect at the end.
+
+    A process that is connected already stays so, and nothing is ended.
+
+    Raises:
+        HostError: the named cluster does not answer, or a private one does not start.
+        MissingExtra: Ray is not installed.
+    """
+    info = None if config.address else read_record(store)
+    if _is_connected():
+        yield Connection(config.address or "", is_private=False, logs_dir=None)
+    elif config.address:
+        env = {**QUIET, "RAY_TRAIN_V2_ENABLED": "1"}
+        with _environment(env), _client(config.address, "cluster.address", report):
+            yield Connection(config.address, is_private=False, logs_dir=None)
+    elif info is not None and info.is_alive:
+        with _environment(info.env), _client(info.address, "`raylm up`", report):
+            yield Connection(info.address, is_private=False, logs_dir=info.logs_dir)
+    else:
+        with _private(store, config, report) as connection:
+            yield connection
+
+
+@contextmanager
+def _client(address: str, origin: str, report: Report) -> Iterator[None]:
+    report(Tick("cluster", f"connecting to {address}"))
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise HostError(
+            f"{address!r} ({origin}) is not host:port",
+            code="cluster-address",
+            hint="--set cluster.address=10.0.0.5:6379",
+        )
+    if not is_listening(int(port), host, timeout_s=5):
+        raise HostError(
+            f"no Ray cluster answers at {address} ({origin})",
+            code="cluster-unreachable",
+            hint="is it up, and reachable from here? Without cluster.address raylm starts its own",
+        )
+    _init(f"cannot connect to {address} ({origin})", address=address)
+    try:
+        yield
+    finally:
+        _shutdown()
+
+
+@contextmanager
+def _private(store: Store, config: ClusterConfig, report: Report) -> Iterator[Connection]:
+    sweep_temp_dirs()
+    cluster_id = os.urandom(4).hex()
+    ports, temp_dir = choose_ports(), temp_dir_for(cluster_id)
+    env = cluster_env(cluster_id, ports, temp_dir=temp_dir, token=store_token(store))
+    logs = ray_dir(temp_dir) / "session_latest" / "logs"
+    report(Tick("cluster", "starting a private Ray cluster"))
+    prepare_temp_dir(temp_dir, ports)
+    try:
+        with _environment(env):
+            _init(
+                "a private Ray cluster does not start",
+                address="local",
+                num_cpus=num_cpus(config),
+                object_store_memory=config.object_store_bytes,
+                include_dashboard=False,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(ray_dir(temp_dir)),
+            )
+            try:
+                yield Connection("local", is_private=True, logs_dir=logs)
+            finally:
+                _shutdown()
+    except BaseException:
+        _end_private(cluster_id)
+        keep_only_logs(temp_dir)
+        raise
+    _end_private(cluster_id)
+    shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _end_private(cluster_id: str) -> None:
+    """Give Ray's processes the time to end by themselves, then end what is left."""
+    deadline = time.monotonic() + _FATE_SHARING_S
+    while owned.marked(owned.MARK, cluster_id):
+        if time.monotonic() > deadline:
+            owned.stop(lambda: owned.marked(owned.MARK, cluster_id), term_s=1, kill_s=2)
+            return
+        time.sleep(0.05)
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Set what Ray reads from the environment, and put back what was there."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _is_connected() -> bool:
+    # Not imported: not connected. Importing Ray before its environment is set would be too early.
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _init(failure: str, **options: Any) -> None:
+    handlers = _signal_handlers()
+    try:
+        import ray
+
+        raylet: Any = import_module("ray._raylet")
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "ray", extra="train") from error
+    # Ray reads its settings and the token once per process; this one may have had others.
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (Exception, SystemExit) as error:
+        # Ray leaves a half-connected process behind.
+        _shutdown()
+        cause = str(error).strip().splitlines()
+        raise HostError(
+            f"{failure}: {cause[0] if cause else type(error).__name__}",
+            code="cluster-connect-failed",
+            hint="`raylm doctor` checks this machine; `raylm down` and `raylm up` start anew",
+        ) from error
+    finally:
+        # Ray's own handler turns SIGTERM into exit code 15.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for name in ("ray.serve", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _signal_handlers() -> dict[signal.Signals, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _shutdown() -> None:
+    import ray
+
+    ray.shutdown()

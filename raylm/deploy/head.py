@@ -1,0 +1,118 @@
+"""The head process: `ray start --head --block`, detached, with every port and path given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from raylm.config.cluster import ClusterConfig
+from raylm.deploy.environment import ray_dir
+from raylm.deploy.ports import LOOPBACK, Ports, is_listening
+from raylm.errors import HostError
+from raylm.progress import Report, Tick
+
+
+def head_command(config: ClusterConfig, ports: Ports, temp_dir: Path) -> list[str]:
+    """The command line of the head."""
+    options: dict[str, object] = {
+        "node-ip-address": LOOPBACK,
+        "port": ports.gcs,
+        "object-manager-port": ports.object_manager,
+        "node-manager-port": ports.node_manager,
+        "min-worker-port": ports.workers[0],
+        "max-worker-port": ports.workers[1],
+        "include-dashboard": "true",
+        "dashboard-host": LOOPBACK,
+        "dashboard-port": ports.dashboard,
+        "dashboard-agent-listen-port": ports.agent_http,
+        "dashboard-agent-grpc-port": ports.agent_grpc,
+        "runtime-env-agent-port": ports.runtime_env_agent,
+        "metrics-export-port": ports.metrics,
+        "temp-dir": ray_dir(temp_dir),
+        "object-store-memory": config.object_store_bytes,
+        "num-cpus": num_cpus(config),
+        "log-color": "false",
+    }
+    # The autoscaler's monitor (`--no-monitor`) has nothing to do on a machine of its own.
+    flags = ["--head", "--block", "--no-monitor", "--disable-usage-stats"]
+    given = [f"--{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, *given]
+
+
+def num_cpus(config: ClusterConfig) -> int:
+    """CPUs that the cluster offers: as configured, or those this process may use."""
+    return config.num_cpus or len(os.sched_getaffinity(0))
+
+
+def spawn(
+    command: list[str], env: Mapping[str, str], log: Path, cwd: Path
+) -> subprocess.Popen[bytes]:
+    """Start the head in a session of its own, so that no Ctrl-C reaches it."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        return subprocess.Popen(
+            command,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=cwd,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def wait_until_up(
+    process: subprocess.Popen[bytes],
+    ports: Ports,
+    temp_dir: Path,
+    *,
+    log: Path,
+    timeout_s: float,
+    report: Report,
+) -> None:
+    """Wait until Ray answers on its ports.
+
+    Raises:
+        HostError: the head ended, or did not answer in time; with the essence of its log.
+    """
+    begun = last = time.monotonic()
+    # Ray writes this file when all of its processes have registered.
+    ready = ray_dir(temp_dir) / "ray_current_cluster"
+    while True:
+        if ready.exists() and is_listening(ports.gcs) and is_listening(ports.node_manager):
+            return
+        now = time.monotonic()
+        if process.poll() is not None:
+            raise _failed(f"Ray ended at its start with code {process.returncode}", log)
+        if now - begun > timeout_s:
+            raise _failed(f"Ray did not answer within {timeout_s:.0f} s", log)
+        if now - last >= 1:
+            last = now
+            report(Tick("cluster", f"starting Ray ({now - begun:.0f} s)"))
+        time.sleep(0.1)
+
+
+def _failed(what: str, log: Path) -> HostError:
+    cause = last_cause(log)
+    return HostError(
+        f"{what}: {cause}" if cause else what,
+        code="cluster-start-failed",
+        hint=f"`raylm doctor` looks for the cause; the log is {log}",
+    )
+
+
+def last_cause(log: Path) -> str:
+    """The line of a log that says most: the last one that names an error, else the last."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    lines = [line for line in lines if line]
+    named = [line for line in lines if "Error" in line or "error" in line]
+    return (named or lines or [""])[-1][:300]

@@ -1,0 +1,48 @@
+"""What arithmetic this machine's processor does fastest; a table, not a benchmark.
+
+A benchmark at start would let two replicas of one model settle on different arithmetic, and
+an answer continued on the other one would change; the flags of the processor are the same
+on every machine of a kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylm.config.engine import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Types, in OpenVINO's words: of the arithmetic, and of stored keys and values."""
+
+    arithmetic: str
+    kv_cache: str
+
+
+def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
+    """The types to run with, from the configuration and the processor's flags.
+
+    `auto` arithmetic is bf16 where the processor has matrix units for it (amx_bf16), f32
+    elsewhere: vector bf16 (avx512_bf16) was measured faster than f32 on one machine and
+    slower on the next. `auto` keys and values are u8, except where f32 arithmetic was asked
+    for by name: who asks for it wants the exact text.
+    """
+    arithmetic = config.precision
+    if arithmetic == "auto":
+        arithmetic = "bf16" if "amx_bf16" in flags else "f32"
+    kv_cache = config.kv_cache
+    if kv_cache == "auto":
+        kv_cache = "f32" if config.precision == "f32" else "u8"
+    return Precision(arithmetic, kv_cache)
+
+
+def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Features of the first processor as Linux names them; none where it does not say."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(found.partition(":")[2].split())

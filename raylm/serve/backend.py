@@ -1,0 +1,89 @@
+"""Backend: the engine side of one model, as the gateway sees it.
+
+Two kinds: replicas behind a Ray Serve handle, and one engine in this process (for tests, and
+for serving without a cluster). The gateway's code knows only this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from raylm.engine.protocol import Capabilities, Chunk, Engine, Request, Stats
+from raylm.errors import RaylmError, RequestError
+from raylm.serve.failure import engine_failed
+from raylm.serve.gather import batched
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One engine replica at this moment; `problem` says why it cannot work."""
+
+    replica: str
+    stats: Stats
+    problem: str | None = None
+
+
+class Backend(Protocol):
+    """The engine replicas of one model."""
+
+    def generate(self, request: Request) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Stream an answer; chunks that are ready together come together.
+
+        Closing it early cancels the request in the engine.
+
+        Raises:
+            RequestError: refused, overloaded, not ready, or the engine failed.
+        """
+        ...
+
+    async def capabilities(self) -> Capabilities:
+        """What the model's engine can do.
+
+        Raises:
+            RequestError: no replica is ready yet.
+        """
+        ...
+
+    async def states(self) -> list[ReplicaState]:
+        """All replicas that can be reached; empty when there is none."""
+        ...
+
+
+class LocalBackend:
+    """One engine in this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def generate(self, request: Request) -> AsyncGenerator[Sequence[Chunk], None]:
+        """Stream an answer."""
+        stream = batched(self._engine.generate(request))
+        try:
+            async for chunks in stream:
+                yield chunks
+        except RequestError:
+            raise
+        except Exception as error:
+            raise engine_failed(request.id) from error
+        finally:
+            await stream.aclose()
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._engine.capabilities()
+
+    async def states(self) -> list[ReplicaState]:
+        """The one engine."""
+        return [state_of("local", self._engine)]
+
+
+def state_of(replica: str, engine: Engine) -> ReplicaState:
+    """Ask an engine how it is."""
+    problem = None
+    try:
+        engine.health()
+    except RaylmError as error:
+        problem = error.message
+    return ReplicaState(replica, engine.stats(), problem)

@@ -1,0 +1,63 @@
+"""Before a deployment: the files that engines derive from a model are made, once, here.
+
+Replicas then only read them, and start in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from raylm.artifact import Artifact, hash_tree
+from raylm.config.engine import EngineConfig
+from raylm.engine.convert import ensure_ir
+from raylm.engine.load import why_not_openvino
+from raylm.model.folder import check_folder, tokenizer_files
+from raylm.progress import Report, Tick, silent
+from raylm.serve.catalog import ServedModel
+
+
+def served_artifact(artifact: Artifact, aliases: Sequence[str] = ()) -> ServedModel:
+    """A model artifact under its name; `name-digest12` is an alias."""
+    name = artifact.manifest.name
+    names = dict.fromkeys([f"{name}-{artifact.digest[:12]}", *aliases])
+    return ServedModel(name, artifact.path, artifact.digest, tuple(n for n in names if n != name))
+
+
+def served_folder(folder: Path, name: str | None = None) -> ServedModel:
+    """A Hugging Face folder that is no artifact, under its own name or another.
+
+    Its digest is of all its files, so that derived files are never those of other content.
+
+    Raises:
+        ModelError: it is not a model folder.
+    """
+    check_folder(folder)
+    table = repr([(f.path, f.sha256) for f in hash_tree(folder)])
+    return ServedModel(
+        name or folder.resolve().name, folder.resolve(), hashlib.sha256(table.encode()).hexdigest()
+    )
+
+
+def prepare(
+    models: Sequence[ServedModel],
+    config: EngineConfig,
+    *,
+    cache_root: Path,
+    report: Report = silent,
+) -> None:
+    """Check the models and make what their engine needs; takes seconds to minutes, once.
+
+    Raises:
+        ModelError: a folder cannot be served, with the reason.
+    """
+    for model in models:
+        check_folder(model.path)
+        tokenizer_files(model.path)
+        wants_openvino = config.kind == "openvino" or (
+            config.kind == "auto" and why_not_openvino(model.path) is None
+        )
+        if wants_openvino:
+            report(Tick("serve", f"preparing {model.name} for the engine"))
+            ensure_ir(model.path, cache_root, model.digest)

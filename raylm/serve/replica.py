@@ -1,0 +1,79 @@
+"""EngineReplica: one engine in a Ray Serve replica."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from raylm.config.engine import EngineConfig
+from raylm.engine.load import load
+from raylm.engine.protocol import Capabilities, Chunk, Request
+from raylm.errors import RaylmError
+from raylm.serve.backend import ReplicaState, state_of
+from raylm.serve.catalog import ServedModel
+from raylm.serve.gather import batched
+
+
+class EngineReplica:
+    """Loads a model and answers through handles; knows nothing of HTTP.
+
+    `config` is an EngineConfig as plain values: Serve restarts replicas when the pickled
+    arguments differ, and a pickled model holds sets, whose order differs between processes.
+    """
+
+    def __init__(self, model: ServedModel, config: Mapping[str, Any], cache_root: Path) -> None:
+        # Code from checkpoints is not run, and nothing is fetched, whatever a library defaults to.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self._name = serve.get_replica_context().replica_id.unique_id
+        try:
+            self._engine = load(
+                model.path,
+                EngineConfig.model_validate(config),
+                cache_root=cache_root,
+                digest=model.digest,
+            )
+        except RaylmError as error:
+            # Serve shows the driver only text; this line is what `deploy` looks for in it.
+            raise RuntimeError(f"{CAUSE}[{error.code}] {error.message}") from error
+
+    async def generate(self, request: Request) -> AsyncIterator[Sequence[Chunk]]:
+        """Stream an answer; a cancelled call frees its slot within one step.
+
+        Raises:
+            RequestError: refused by the engine.
+        """
+        async with aclosing(batched(self._engine.generate(request))) as stream:
+            async for chunks in stream:
+                yield chunks
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._engine.capabilities()
+
+    async def state(self) -> ReplicaState:
+        """How the engine is, for `/readyz` and `/metrics`."""
+        return state_of(self._name, self._engine)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica for which this raises three times in a row."""
+        self._engine.health()
+
+    async def imported(self) -> list[str]:
+        """Top-level modules of this process: serving with OpenVINO must do without torch."""
+        return sorted({name.partition(".")[0] for name in sys.modules})
+
+    def __del__(self) -> None:
+        """Serve calls this at the end of a graceful shutdown."""
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close()
+
+
+CAUSE = "raylm: cannot start: "
+"""Marks the reason in what Serve reports of a replica that does not start."""

@@ -1,0 +1,152 @@
+"""A gateway in this process, in front of the fake engine; and a real cluster, once a session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from starlette.testclient import TestClient
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from raylm.config.serve import LimitsConfig
+from raylm.serve.auth import hash_key
+from raylm.serve.backend import LocalBackend
+from raylm.serve.catalog import Catalog, Entry, ServedModel
+from raylm.serve.endpoints import Gateway, build_app
+from raylm.serve.limits import Admission
+from raylm.serve.metrics import GatewayMetrics
+from raylm.serve.readiness import Readiness
+from tests.serve.fake_engine import FakeEngine
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+KEY = "sk-test-0123456789abcdef"
+DIGEST = "ab" * 32
+
+
+def make_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<unk>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 4, trainer)
+    return tokenizer
+
+
+def write_model_files(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer().save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}}
+    if template is not None:
+        config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@dataclass
+class Served:
+    client: TestClient
+    gateway: Gateway
+    engine: FakeEngine
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_files(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def serve_here(model_files: Path) -> Iterator[Callable[..., Served]]:
+    """serve_here(limits=..., keys=..., capacity=..., template=False, engine=...) -> Served."""
+    clients = []
+
+    def make(
+        limits: LimitsConfig | None = None,
+        keys: tuple[str, ...] = (),
+        capacity: int = 64,
+        chat: bool = True,
+        keep_alive_s: float = 15.0,
+        **engine: Any,
+    ) -> Served:
+        fake = FakeEngine(Tokenizer.from_file(str(model_files / "tokenizer.json")), **engine)
+        model = ServedModel("tiny", model_files, DIGEST, (f"tiny-{DIGEST[:12]}",), created=7)
+        entry = Entry.open(model, LocalBackend(fake), max_chars=10_000)
+        if not chat:
+            entry = Entry(model, entry.backend, entry.tokenizer, None)
+        catalog = Catalog([entry])
+        gateway = Gateway(
+            catalog=catalog,
+            limits=limits or LimitsConfig(),
+            admission=Admission(capacity),
+            metrics=GatewayMetrics("g1"),
+            readiness=Readiness(catalog),
+            keep_alive_s=keep_alive_s,
+        )
+        app = build_app(gateway, tuple(hash_key(key) for key in keys))
+        client = TestClient(app, raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return Served(client, gateway, fake)
+
+    yield make
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def write_llama(folder: Path, *, hidden: int = 64, layers: int = 2, context: int = 512) -> Path:
+    """A random Llama as transformers would save it, made without torch; sharp, so that greedy
+    choices are far from ties."""
+    write_model_files(folder)
+    rng = np.random.default_rng(7)
+    vocab, heads, kv_heads, mlp = make_tokenizer().get_vocab_size(), 4, 2, 2 * hidden
+    kv = hidden // heads * kv_heads
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden)}
+    norms = ["model.norm.weight"]
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        norms += [f"{at}.input_layernorm.weight", f"{at}.post_attention_layernorm.weight"]
+        shapes |= {
+            f"{at}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{at}.self_attn.k_proj.weight": (kv, hidden),
+            f"{at}.self_attn.v_proj.weight": (kv, hidden),
+            f"{at}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{at}.mlp.gate_proj.weight": (mlp, hidden),
+            f"{at}.mlp.up_proj.weight": (mlp, hidden),
+            f"{at}.mlp.down_proj.weight": (hidden, mlp),
+        }
+    tensors = {n: rng.normal(0, 0.3, s).astype(np.float32) for n, s in shapes.items()}
+    tensors |= {name: np.ones(hidden, np.float32) for name in norms}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
