@@ -10,7 +10,6 @@ from raylm.cli.options import Config, Output, Sets, StorePath, open_store, read_
 from raylm.cli.output import emit, human_s, say, table
 from raylm.cli.progress import progress
 from raylm.errors import ConfigError
-from raylm.store import Store
 
 if TYPE_CHECKING:
     from raylm.deploy.status import ClusterStatus
@@ -22,6 +21,7 @@ def up(
     """Start a Ray cluster for this store on this machine; one that is up stays as it is."""
     loaded = read_config(config, sets)
     from raylm.deploy import cluster
+    from raylm.store import Store
 
     if loaded.config.cluster.address is not None:
         raise ConfigError(

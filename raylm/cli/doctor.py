@@ -7,7 +7,6 @@ import typer
 from raylm.cli.options import Config, Output, Sets, StorePath, read_config
 from raylm.cli.output import emit, table
 from raylm.errors import HostError
-from raylm.store import default_root
 
 
 def doctor(
@@ -16,6 +15,7 @@ def doctor(
     """Look whether this machine has what is needed; exit code 3 if something is missing."""
     loaded = read_config(config, sets)
     from raylm.deploy.host import examine
+    from raylm.store import default_root
 
     root = store or loaded.config.store or default_root()
     checks = examine(loaded.config, root)

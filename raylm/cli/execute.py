@@ -13,14 +13,14 @@ from typing import Any
 import typer
 
 from raylm.cli.commands import COMMANDS
-from raylm.errors import RaylmError
+from raylm.errors import HostError, RaylmError
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 
 
 def execute(name: str, args: list[str], *, debug: bool) -> int:
     """Run a command; returns the exit code, and prints the error if there was one."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _invoke(name, args)
         sys.stdout.flush()
@@ -38,6 +38,8 @@ def execute(name: str, args: list[str], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         return _explain(name, error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def load(name: str) -> Any:
@@ -65,7 +67,8 @@ def _invoke(name: str, args: list[str]) -> int:
 
 def _explain(name: str, error: Exception) -> int:
     # A task's error comes back from Ray as a mixture of its class and Ray's.
-    error = getattr(error, "cause", None) or error
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, Exception) else error
     if isinstance(error, RaylmError):
         _say(f"error[{error.code}]: {error.message}", error.hint)
         return error.exit_code
@@ -75,9 +78,13 @@ def _explain(name: str, error: Exception) -> int:
     if isinstance(error, typer.Abort):
         _say("aborted")
         return 1
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"error[system]: {place}{error.strerror}", f"`raylm --debug {name} ...` shows where")
+        return HostError.exit_code
     lines = str(error).strip().splitlines()
-    cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    _say(f"error[unexpected]: {cause}", f"`raylm --debug {name} ...` shows where; please report it")
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    _say(f"error[unexpected]: {what}", f"`raylm --debug {name} ...` shows where; please report it")
     return 1
 
 

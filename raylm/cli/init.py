@@ -9,7 +9,6 @@ import typer
 
 from raylm.cli.options import DEFAULT_CONFIG
 from raylm.cli.output import say
-from raylm.config.load import recipe_text
 from raylm.errors import ConfigError
 
 
@@ -24,6 +23,7 @@ def init(
 ) -> None:
     """Write a commented configuration to start from."""
     from raylm.artifact import disk_errors, write_atomic
+    from raylm.config.load import recipe_text
 
     text = recipe_text(recipe)
     file = path / DEFAULT_CONFIG if path.is_dir() or not path.suffix else path

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylm import artifact as artifacts
-from raylm.artifact import Artifact
 from raylm.cli.options import Config, Output, StorePath, open_store
 from raylm.cli.output import emit, human_bytes, say, table
 from raylm.errors import ArtifactError, ConfigError
-from raylm.store import Store
+
+if TYPE_CHECKING:
+    from raylm.artifact import Artifact
+    from raylm.store import Store
 
 app = typer.Typer(
     add_completion=False,
@@ -141,6 +142,8 @@ def _row(found: Artifact) -> dict[str, Any]:
 
 
 def _verify(found: Artifact) -> dict[str, Any]:
+    from raylm import artifact as artifacts
+
     try:
         artifacts.verify(found)
     except ArtifactError as error:

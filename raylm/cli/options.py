@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raylm.config.load import Loaded, load_config
-from raylm.store import Store
+if TYPE_CHECKING:
+    from raylm.config.load import Loaded
+    from raylm.store import Store
 
 DEFAULT_CONFIG = "raylm.yaml"
 
@@ -49,6 +50,8 @@ Output = Annotated[
 
 def read_config(config: str | None, sets: list[str] | None = None) -> Loaded:
     """The configuration of a command line."""
+    from raylm.config.load import load_config
+
     if config is None and Path(DEFAULT_CONFIG).is_file():
         config = DEFAULT_CONFIG
     return load_config(config, sets or [])
@@ -56,4 +59,6 @@ def read_config(config: str | None, sets: list[str] | None = None) -> Loaded:
 
 def open_store(store: Path | None, config: str | None = None) -> Store:
     """The store of a command line."""
+    from raylm.store import Store
+
     return Store(store or read_config(config).config.store)

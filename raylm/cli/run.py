@@ -10,7 +10,6 @@ import typer
 from raylm.cli.options import Config, Output, Sets, StorePath, read_config
 from raylm.cli.output import emit, human_s, table
 from raylm.cli.progress import progress
-from raylm.store import Store
 
 if TYPE_CHECKING:
     from raylm.record import RunResult
@@ -127,6 +126,7 @@ def _run(
 ) -> None:
     loaded = read_config(config, sets)
     from raylm import pipeline
+    from raylm.store import Store
 
     with progress() as report:
         result = pipeline.run(

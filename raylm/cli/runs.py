@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raylm.cli.options import Config, Output, StorePath, open_store
 from raylm.cli.output import emit, human_s, say, table
 from raylm.errors import ConfigError, nearest
-from raylm.store import Store
+
+if TYPE_CHECKING:
+    from raylm.store import Store
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="List and show runs.")
 

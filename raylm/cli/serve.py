@@ -13,14 +13,14 @@ import typer
 from raylm.cli.options import Config, Output, Sets, StorePath, read_config
 from raylm.cli.output import emit, say
 from raylm.cli.progress import progress
-from raylm.config.load import Loaded
 from raylm.errors import ConfigError, HostError
-from raylm.store import Store
 
 if TYPE_CHECKING:
+    from raylm.config.load import Loaded
     from raylm.progress import Report
     from raylm.serve.app import Endpoint
     from raylm.serve.catalog import ServedModel
+    from raylm.store import Store
 
 _LOOK_S = 2.0
 
@@ -71,6 +71,8 @@ def serve(
     flags = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
     overrides = [f"serve.{k}={json.dumps(v)}" for k, v in flags.items() if v is not None]
     loaded = read_config(config, [*(sets or []), *overrides])
+    from raylm.store import Store
+
     opened = Store(store or loaded.config.store)
     refs = models or list(loaded.config.serve.models) or [_last_model(opened, loaded)]
     with progress() as report:

@@ -81,16 +81,13 @@ def num_slots(num_cpus: float) -> int:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error of raylm or of the system inside one of Ray's, or a HostError about Ray's."""
+    """The error of raylm or of the system inside one of Ray's, or a HostError about it."""
     from ray.exceptions import OutOfMemoryError, RayError
 
-    found: BaseException | None = error
-    seen: set[int] = set()
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        if isinstance(found, RaylmError) or (
-            isinstance(found, OSError) and not isinstance(found, RayError)
-        ):
+    innermost = error
+    for found in _causes(error):
+        # Ray's wrapper of an error is of that error's class too: it is not what we look for.
+        if isinstance(found, (RaylmError, OSError)) and not isinstance(found, RayError):
             return found
         if isinstance(found, OutOfMemoryError):
             return HostError(
@@ -98,13 +95,24 @@ def unwrap(error: BaseException) -> BaseException:
                 code="data-out-of-memory",
                 hint="raise data.num_cpus, so that fewer tasks run at once on a node",
             )
-        found = getattr(found, "cause", None) or found.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
+        innermost = found
+    # Ray Data appends advice of several lines to the message.
+    cause = next((str(a).splitlines()[0] for a in innermost.args if str(a).strip()), "")
     return HostError(
-        f"a data task failed: {lines[-1].strip() if lines else type(error).__name__}",
+        f"a data task failed: {type(innermost).__name__}: {cause}",
         code="data-task-failed",
         hint="the whole traceback is in Ray's logs (/tmp/ray/session_latest/logs)",
     )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and so on inwards; each once."""
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = getattr(found, "cause", None) or found.__cause__
 
 
 def wait_for_cpus(num_cpus: float, timeout_s: float = _WAIT_S) -> None:

@@ -115,8 +115,10 @@ def _record(line: bytes, number: int, text_field: str) -> Raw:
     except NotText as error:
         return bad(error.reason, str(error))
     try:
-        record = json.loads(decoded.text)
-    except (ValueError, RecursionError) as error:
+        record = json.loads(decoded.text.strip())
+    except json.JSONDecodeError as error:
+        return bad("not-json", f"{error.msg} in column {error.colno}")
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         return bad("not-json", _one_line(str(error)))
     if not isinstance(record, dict):
         return bad("not-an-object", f"a JSON object is expected, found {_kind(record)}")

@@ -37,7 +37,7 @@ class Sampling:
     @classmethod
     def of(cls, corpus_bytes: int, sample_bytes: int) -> Sampling:
         """Draw about `sample_bytes` from a corpus of about `corpus_bytes`."""
-        excerpt_chars = min(_MAX_EXCERPT_CHARS, max(256, sample_bytes // 16))
+        excerpt_chars = min(_MAX_EXCERPT_CHARS, max(256, sample_bytes // 256))
         return cls(_SURPLUS * sample_bytes / max(1, corpus_bytes), excerpt_chars)
 
 

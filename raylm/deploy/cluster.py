@@ -43,7 +43,8 @@ from raylm.store import Store
 
 __all__ = ["ClusterInfo", "Stopped", "connect", "down", "up"]
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
+"""Ten to fifteen seconds on two idle cores; a machine under load takes many times as long."""
 _LOCK = "cluster"
 
 

@@ -189,7 +189,13 @@ def _init(failure: str, **options: Any) -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     for name in ("ray.serve", "ray.data", "ray.train", "ray.tune"):
+        # A filter, because Serve sets its logger's level when it is imported.
+        logging.getLogger(name).addFilter(_is_error)
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _signal_handlers() -> dict[signal.Signals, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.engine.decoder import eos_token_ids, parse_decoder, read_config
-from raylm.engine.quantized import check_quantization
+from raylm.engine.quantized import check_quantization, stored_precision
 from raylm.engine.weights import open_checkpoint
 from raylm.errors import ModelError, RaylmError
 
@@ -82,7 +82,7 @@ def convert(model_dir: Path, out_dir: Path) -> None:
     # Before the heavy imports, what can be told from the configuration alone.
     config = read_config(model_dir)
     decoder = parse_decoder(config)
-    quantized = check_quantization(config)
+    check_quantization(config)
     if not (model_dir / "tokenizer.json").is_file():
         raise ModelError(f"{model_dir} has no tokenizer.json", code="missing-tokenizer")
     weights = open_checkpoint(model_dir)
@@ -100,13 +100,12 @@ def convert(model_dir: Path, out_dir: Path) -> None:
         for name in _COPIED:
             if (model_dir / name).is_file():
                 shutil.copyfile(model_dir / name, temporary / name)
-        stored = weights["model.embed_tokens.weight"].dtype.lower()
         facts = {
             "vocab_size": decoder.vocab_size,
             "max_context_tokens": decoder.max_positions,
             "sliding_window": decoder.sliding_window,
             "eos_token_ids": list(eos_token_ids(model_dir)),
-            "weights": "int8" if quantized else stored,
+            "weights": stored_precision(weights),
         }
         (temporary / "engine.json").write_text(json.dumps(facts, indent=1))
         _seal(temporary)

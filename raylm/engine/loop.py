@@ -107,7 +107,7 @@ class StepLoop:
             RaylmError: it failed for good, hangs in a step, or was closed.
         """
         if self._fatal is not None:
-            raise self._fatal
+            raise _copy(self._fatal)
         if self._closing:
             raise RaylmError("the engine is closed", code="engine-closed")
         began = self._step_began

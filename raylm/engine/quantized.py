@@ -66,6 +66,15 @@ def int8_weight(weights: Checkpoint, prefix: str) -> Int8Weight | None:
     return Int8Weight(np.ascontiguousarray(integers), scale.reshape(rows, 1))
 
 
+def stored_precision(weights: Checkpoint) -> str:
+    """What the linear layers are stored in, for people to read: int8, f32, bf16, f16."""
+    names = weights.names()
+    if any(name.endswith(".weight_scale") for name in names):
+        return "int8"
+    largest = max(names, key=lambda name: weights[name].data.size)
+    return weights[largest].dtype.lower()
+
+
 def unpack_int8(words: NDArray[np.int32], num_columns: int) -> NDArray[np.int8]:
     """[rows, words] of four bytes, each biased by 128 -> [rows, num_columns]."""
     biased = np.ascontiguousarray(words, dtype="<i4").view(np.uint8)[:, :num_columns]

@@ -24,9 +24,10 @@ from raylm.engine.decoder import eos_token_ids, read_config
 from raylm.engine.local import LocalEngine
 from raylm.engine.processor import choose_precision, processor_flags
 from raylm.engine.protocol import Capabilities, Chunk
+from raylm.engine.quantized import stored_precision
 from raylm.engine.runner import StepResult, deadline_error
 from raylm.engine.sampler import sample
-from raylm.engine.weights import weight_files
+from raylm.engine.weights import open_checkpoint, weight_files
 from raylm.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def load_torch(
         vocab_size=text_config.vocab_size,
         eos_token_ids=eos_token_ids(model_dir),
         features=frozenset({"generate", "logprobs", "continue", "cancel"}),
-        weights=arithmetic,
+        weights=stored_precision(open_checkpoint(model_dir)),
     )
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     runner = BatchRunner(model, config, cache_bytes_per_token=per_token)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from raylm.config.model import ModelConfig
-from raylm.model.folder import check_folder, tokenizer_files
+from raylm.model.folder import check_folder, special_token_ids, tokenizer_files
 from raylm.model.presets import Shape, resolve_shape
 
 
@@ -83,8 +83,20 @@ def save_model(
     config.dtype = str(dtype).removeprefix("torch.")
     text = json.loads(config.to_json_string(use_diff=True))
     (folder / "config.json").write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
-    ids = {f"{n}_token_id": getattr(config, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-    generation = {name: value for name, value in ids.items() if value is not None}
+    generation = generation_config(special_token_ids(tokenizer_folder))
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     for file in tokenizer_files(tokenizer_folder):
         shutil.copyfile(file, folder / file.name)
+
+
+def generation_config(special_ids: dict[str, int | None]) -> dict[str, int | list[int]]:
+    """Where answers begin and end: a document's end, and a chat turn's where there is one."""
+    found: dict[str, int | list[int]] = {
+        f"{name}_token_id": token
+        for name in ("bos", "eos", "pad")
+        if (token := special_ids.get(name)) is not None
+    }
+    ends = [token for name in ("eos", "turn_end") if (token := special_ids.get(name)) is not None]
+    if len(set(ends)) > 1:
+        found["eos_token_id"] = ends
+    return found

@@ -68,7 +68,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def special_token_ids(folder: Path) -> dict[str, int | None]:
-    """Ids of the bos, eos and pad tokens that a tokenizer folder names.
+    """Ids of the bos, eos and pad tokens that a tokenizer folder names, and of ChatML's turn end.
 
     Raises:
         ModelError: tokenizer.json is missing or not JSON.
@@ -85,4 +85,5 @@ def special_token_ids(folder: Path) -> dict[str, int | None]:
     for name in ("bos", "eos", "pad"):
         token = settings.get(f"{name}_token")
         found[name] = ids.get(token["content"] if isinstance(token, dict) else token)
+    found["turn_end"] = ids.get("<|im_end|>")
     return found

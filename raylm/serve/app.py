@@ -61,8 +61,9 @@ def deploy(
 ) -> Endpoint:
     """Serve models, and return when they answer.
 
-    Deployed again, what changed is replaced replica by replica. `cache_root` is
-    `<store>/engine`; a relative `api_keys` starts from `base_dir` (the working folder).
+    Deployed again, what changed is replaced replica by replica, and a failure leaves the old.
+    `cache_root` is `<store>/engine`; a relative `api_keys` starts from `base_dir` (the working
+    folder).
 
     Raises:
         ConfigError: keys are missing or exposed, or two models share a name; before anything
@@ -76,6 +77,7 @@ def deploy(
     hashes = keys_for(config, base_dir or Path.cwd())
     prepare(models, engine, cache_root=cache_root, report=report)
     _wait_room(models, config)
+    is_new = APP not in serve.status().applications
     host, port = _listen(config)
     report(Tick("serve", f"starting on {host}:{port}"))
     application = build_application(
@@ -94,8 +96,10 @@ def deploy(
         local = "127.0.0.1" if host == "0.0.0.0" else host
         wait_answering(local, port, deadline_s, report)
     except BaseException:
-        # What did not come up must not keep trying, nor hold the CPUs.
-        undeploy(drain_s=0)
+        # What did not come up must not keep trying, nor hold the CPUs; but an endpoint that
+        # was there before goes on with what it had.
+        if is_new:
+            undeploy(drain_s=0)
         raise
     return Endpoint(host, port, tuple(m.name for m in models), needs_key=bool(hashes))
 
@@ -120,6 +124,13 @@ def undeploy(*, drain_s: float, report: Report = silent) -> bool:
 
 
 def _wait_room(models: Sequence[ServedModel], config: ServeConfig) -> None:
+    largest = max(_cpus_by_node(), default=0.0)
+    if config.cpus_per_replica > largest:
+        raise HostError(
+            f"serve.cpus_per_replica={config.cpus_per_replica:g}, and the largest node of the "
+            f"cluster has {largest:g}",
+            code="not-enough-cpus",
+        )
     check_room(models, config, ray.cluster_resources().get("CPU", 0.0))
     if APP in serve.status().applications:
         return  # what is there now makes room for what comes

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from prometheus_client.core import Metric
@@ -35,6 +35,10 @@ from raylm.serve.sse import EventStream, unless_disconnected
 from raylm.serve.wire import ChatBody, CompletionBody, Generation
 
 log = logging.getLogger("raylm.serve")
+# FastAPI's own spans and logs: they would hold what clients sent.
+_NO_TELEMETRY: Any = dict.fromkeys(
+    ("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False
+)
 Body = TypeVar("Body", bound=Generation)
 Peers = Callable[[], Awaitable[Sequence[Sequence[Metric]]]]
 
@@ -226,7 +230,13 @@ class Gateway:
 
 def build_app(gateway: Gateway, key_hashes: Sequence[bytes] = ()) -> FastAPI:
     """The application. With hashes of API keys, all but two paths need one of the keys."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
     app.add_route("/v1/completions", gateway.completions, ["POST"])
     app.add_route("/v1/chat/completions", gateway.chat, ["POST"])
     app.add_route("/v1/models", gateway.models, ["GET"])

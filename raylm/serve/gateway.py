@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prometheus_client import disable_created_metrics
 from prometheus_client.core import Metric
 from ray import serve
 from ray.exceptions import RayError
@@ -18,6 +19,7 @@ from raylm.serve.catalog import Catalog, Entry, ServedModel
 from raylm.serve.endpoints import Gateway, build_app
 from raylm.serve.handle_backend import STATE_TIMEOUT_S, HandleBackend
 from raylm.serve.limits import Admission
+from raylm.serve.listen import listen_on_node_address
 from raylm.serve.metrics import GatewayMetrics
 from raylm.serve.readiness import Readiness
 
@@ -32,7 +34,10 @@ class GatewayReplica:
         key_hashes: Sequence[bytes],
         **engines: Any,
     ) -> None:
+        listen_on_node_address()
         _log_to_stderr()
+        # A second series for each counter, of no use to anyone.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         config = ServeConfig.model_validate(settings)
         context = serve.get_replica_context()
         self._hashes = key_hashes

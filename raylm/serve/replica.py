@@ -18,6 +18,7 @@ from raylm.errors import RaylmError
 from raylm.serve.backend import ReplicaState, state_of
 from raylm.serve.catalog import ServedModel
 from raylm.serve.gather import batched
+from raylm.serve.listen import listen_on_node_address
 
 
 class EngineReplica:
@@ -28,6 +29,7 @@ class EngineReplica:
     """
 
     def __init__(self, model: ServedModel, config: Mapping[str, Any], cache_root: Path) -> None:
+        listen_on_node_address()
         # Code from checkpoints is not run, and nothing is fetched, whatever a library defaults to.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -40,7 +42,8 @@ class EngineReplica:
             )
         except RaylmError as error:
             # Serve shows the driver only text; this line is what `deploy` looks for in it.
-            raise RuntimeError(f"{CAUSE}[{error.code}] {error.message}") from error
+            kind = type(error).__name__
+            raise RuntimeError(f"{CAUSE}{kind}[{error.code}] {error.message}") from error
 
     async def generate(self, request: Request) -> AsyncIterator[Sequence[Chunk]]:
         """Stream an answer; a cancelled call frees its slot within one step.

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raylm.errors import HostError, ModelError, RaylmError
+from raylm.errors import ConfigError, HostError, ModelError, RaylmError
 from raylm.progress import Report, Tick
 from raylm.serve.replica import CAUSE
 
 POLL_S = 0.2
 TICK_S = 2.0
-_CAUSE = re.compile(re.escape(CAUSE) + r"\[([a-z0-9_-]+)\] (.+)")
+_CAUSE = re.compile(re.escape(CAUSE) + r"(\w+)\[([a-z0-9_-]+)\] (.+)")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b.*")
 
 
@@ -28,7 +28,7 @@ class DeploymentState:
     running: int
     wanted: int
     unplaced: bool
-    """Replicas have waited half a minute for a node with room."""
+    """Replicas have waited half a minute for a place and a process on some node."""
     message: str
     failed: bool
 
@@ -47,13 +47,8 @@ def judge(state: AppState) -> RaylmError | None:
     texts = [d.message for d in state.deployments if d.message]
     for text in (*texts, state.message):
         if found := _CAUSE.search(text):
-            return ModelError(found[2].strip(), code=found[1])
-    if names := ", ".join(d.name for d in state.deployments if d.unplaced):
-        return HostError(
-            f"the cluster has no room for {names}: other work holds its CPUs",
-            code="not-enough-cpus",
-            hint="end that work, or lower serve.replicas or serve.cpus_per_replica",
-        )
+            kind = {"ConfigError": ConfigError, "HostError": HostError}.get(found[1], ModelError)
+            return kind(found[3].strip(), code=found[2])
     broken = [d for d in state.deployments if d.failed]
     if state.status == "DEPLOY_FAILED" or broken:
         text = broken[0].message if broken else state.message
@@ -152,6 +147,13 @@ def probe(host: str, port: int, otherwise: str = "") -> tuple[int, str]:
 
 def _late(state: AppState) -> HostError:
     waiting = [f"{d.name} {d.running} of {d.wanted}" for d in state.deployments]
+    if names := ", ".join(d.name for d in state.deployments if d.unplaced):
+        return HostError(
+            f"the cluster has not placed {names} in time ({', '.join(waiting)} replicas running)",
+            code="not-placed",
+            hint="other work may hold its CPUs: end it, or lower serve.replicas or "
+            "serve.cpus_per_replica",
+        )
     return HostError(
         f"the deployment is not up in time ({', '.join(waiting)} replicas running)",
         code="deploy-timeout",

@@ -156,11 +156,14 @@ class Worker:
         )
 
     def _nll(self, batch: Batch) -> torch.Tensor:
+        # ZeRO-3 counts micro-batches in the engine's own forward pass, and has the head's
+        # weight only within it; below, the fused loss may look into the module.
+        whole = self._config.zero < 3
         return next_token_loss(
-            self._engine.module,
+            self._engine.module if whole else self._engine,
             batch,
             mask_documents=self._config.mask_documents,
-            whole_head=self._config.zero < 3,
+            whole_head=whole,
         )
 
     def clock(self, seconds: float) -> None:

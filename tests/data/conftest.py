@@ -15,10 +15,11 @@ from raylm.progress import Tick
 from raylm.stage import Context
 from raylm.store import Store
 
-WORDS = (
-    "alpha beta gamma delta return import class value Straße naïve café данные модель 模型 数据 "
-    "def print self.name don't it's 12 345 2026 => == () {} -- 👍🏽 नमस्ते"
-).split()
+WORDS = [
+    *("alpha", "beta", "gamma", "delta", "return", "import", "class", "value", "print", "def"),
+    *("Straße", "naïve", "café", "данные", "модель", "模型", "数据", "नमस्ते", "👍🏽", "don't"),
+    *("it's", "self.name", "12", "345", "2026", "=>", "==", "()", "{}", "--"),
+]
 
 Prepare = Callable[..., Artifact]
 

@@ -71,7 +71,7 @@ def make_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
             **changes,
         }
         config = getattr(transformers, f"{architecture}Config")(**sizes)
-        model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
         folder = tmp_path_factory.mktemp(architecture.lower())
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -89,6 +89,11 @@ def llama(make_model) -> Path:
 def int8_llama(llama, tmp_path_factory) -> Path:
     """The same model in compressed-tensors' pack-quantized format, 8 bits a weight."""
     return quantize_folder(llama, tmp_path_factory.mktemp("int8"), "pack-quantized")
+
+
+@pytest.fixture(scope="session")
+def quantize() -> Callable[[Path, Path, str], Path]:
+    return quantize_folder
 
 
 def quantize_folder(source: Path, folder: Path, layout: str) -> Path:

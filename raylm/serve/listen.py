@@ -1,0 +1,28 @@
+"""Where a replica listens: on its node's address, never on all interfaces.
+
+Every replica of Ray Serve has a gRPC server for calls between deployments. Ray 2.60 binds it to
+`[::]` (ray/serve/_private/replica.py, `_on_initialized`), with no setting for it. Ray's token
+guards it where token authentication is on, but it need not be reachable from elsewhere at all:
+the others reach it at the node's address, which is loopback on a cluster of one machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.serve._private import replica
+
+_ANY = "[::]:"
+
+
+def listen_on_node_address() -> None:
+    """Call in a replica's constructor: the server starts after it."""
+    bind = replica.add_port_to_grpc_server
+    address = ray.util.get_node_ip_address()
+    host = f"[{address}]" if ":" in address else address
+
+    def on_node_address(server: Any, where: str) -> int:
+        return int(bind(server, where.replace(_ANY, f"{host}:", 1)))
+
+    replica.add_port_to_grpc_server = on_node_address

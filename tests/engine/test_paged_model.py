@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from raylm.config.engine import EngineConfig
+from raylm.engine.convert import ensure_ir
+from raylm.engine.paged_model import TokenBatch, load_paged_model
+from raylm.engine.processor import Precision
+from raylm.errors import ModelError
+
+CONFIG = EngineConfig(precision="f32", kv_cache_bytes=2**20)
+EXACT = Precision("f32", "f32")
+
+
+@pytest.fixture(scope="module")
+def xml(llama, cache_root):
+    return ensure_ir(llama, cache_root, llama.name) / "model.xml"
+
+
+def one_sequence(ids, begin, end, blocks, rows):
+    return TokenBatch(
+        token_ids=ids[begin:end].copy(),
+        position_ids=np.arange(begin, end),
+        past_lens=np.array([begin], np.int32),
+        subsequence_begins=np.array([0, end - begin], np.int32),
+        block_indices=np.array(blocks[: -(-end // 32)], np.int32),
+        block_indices_begins=np.array([0, -(-end // 32)], np.int32),
+        max_context_len=end,
+        rows=np.array(rows, np.int64),
+    )
+
+
+def test_logits_equal_transformers_in_chunks_and_scattered_blocks(llama, xml):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = load_paged_model(xml, CONFIG, EXACT)
+    assert (model.num_blocks, model.block_size) == (64, 32)
+    ids = np.random.default_rng(0).integers(2, 400, 80)
+    with torch.no_grad():
+        reference = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+        expected = reference(torch.from_numpy(ids)[None]).logits[0].numpy()
+    blocks = [40, 3, 17]
+    first = model.forward(one_sequence(ids, 0, 50, blocks, [0, 49])).copy()
+    nothing = model.forward(one_sequence(ids, 50, 70, blocks, []))
+    last = model.forward(one_sequence(ids, 70, 80, blocks, range(10))).copy()
+    assert nothing.shape == (0, 400)
+    assert np.abs(first - expected[[0, 49]]).max() < 1e-3
+    assert np.abs(last - expected[70:]).max() < 1e-3
+    assert np.abs(expected).max() > 5  # the tolerance is small beside the logits
+
+
+def test_a_u8_cache_has_more_blocks_and_close_logits(xml):
+    exact, small = (load_paged_model(xml, CONFIG, Precision("f32", kv)) for kv in ("f32", "u8"))
+    assert small.num_blocks > 2 * exact.num_blocks
+    ids = np.random.default_rng(1).integers(2, 400, 60)
+    batch = one_sequence(ids, 0, 60, [2, 5], range(60))
+    a, b = exact.forward(batch).copy(), small.forward(batch).copy()
+    assert 0 < np.abs(a - b).mean() < 0.5
+
+
+def test_a_graph_without_attention_is_refused(tmp_path):
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x = ops.parameter([-1, 4], ov.Type.f32)
+    path = tmp_path / "model.xml"
+    ov.save_model(ov.Model([ops.relu(x)], [x], "none"), path)
+    with pytest.raises((ModelError, RuntimeError)):
+        load_paged_model(path, CONFIG, EXACT)

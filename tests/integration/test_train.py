@@ -1,0 +1,145 @@
+"""DeepSpeed on Ray Train: the same losses whatever is sharded, accumulated or spread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raylm.config import Loaded
+from raylm.record import RunResult
+from raylm.store import Store
+from raylm.train.loop import Job
+from raylm.train.metrics import METRICS, read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+CASES = {
+    "zero0": {"zero": 0},
+    "zero1": {"zero": 1},
+    "zero2": {"zero": 2},
+    "zero3": {"zero": 3},
+    "one big micro-batch": {"zero": 2, "micro_batch": 4},
+    "documents unmasked": {"zero": 2, "mask_documents": False},
+    "checkpointed activations": {"zero": 2, "activation_checkpointing": True},
+    "bf16": {"zero": 2, "precision": "bf16"},
+}
+
+
+@pytest.fixture(scope="module")
+def losses(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[float]]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    out = tmp_path_factory.mktemp("matrix")
+    dataset = store.list("dataset")[0]
+    config = loaded.config
+    job = Job(config.model, config.train, dataset.path, out, 0, "c", resume=False, result=out)
+    from tests.integration.matrix import train_matrix
+
+    TorchTrainer(
+        train_matrix,
+        train_loop_config={"job": job, "cases": CASES, "out": str(out)},
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(name="matrix", storage_path=str(out / "ray")),
+    ).fit()
+    found: dict[str, list[float]] = json.loads((out / "losses.json").read_text())
+    found["folders"] = [float((out / name / "model" / "config.json").exists()) for name in CASES]
+    return found
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_every_zero_stage_gives_the_losses_of_stage_2(
+    losses: dict[str, list[float]], stage: int
+) -> None:
+    np.testing.assert_allclose(losses[f"zero{stage}"], losses["zero2"], rtol=2e-5)
+
+
+def test_accumulation_does_not_change_the_losses(losses: dict[str, list[float]]) -> None:
+    np.testing.assert_allclose(losses["one big micro-batch"], losses["zero2"], rtol=2e-5)
+
+
+def test_activation_checkpointing_does_not_change_the_losses(
+    losses: dict[str, list[float]],
+) -> None:
+    np.testing.assert_allclose(losses["checkpointed activations"], losses["zero2"], rtol=2e-5)
+
+
+def test_masking_documents_changes_the_losses(losses: dict[str, list[float]]) -> None:
+    assert not np.allclose(losses["documents unmasked"], losses["zero2"], rtol=2e-5)
+
+
+def test_bf16_stays_close_to_fp32(losses: dict[str, list[float]]) -> None:
+    np.testing.assert_allclose(losses["bf16"], losses["zero2"], rtol=0.03)
+
+
+def test_the_model_learns(losses: dict[str, list[float]]) -> None:
+    assert losses["zero2"][-1] < losses["zero2"][0] - 0.5
+
+
+def test_every_case_writes_a_model_folder(losses: dict[str, list[float]]) -> None:
+    assert losses["folders"] == [1.0] * len(CASES)
+
+
+def test_the_run_kept_its_metrics_and_dropped_its_checkpoints(
+    finished: RunResult, loaded: Loaded
+) -> None:
+    (work,) = finished.path.glob("train-*")
+    lines = [line for line in read_metrics(work / METRICS) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["tokens"] == 12 * 8 * 64
+    assert lines[0]["loss"] == pytest.approx(np.log(400), abs=0.3)
+    assert not (work / "checkpoints").exists()
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused_before_workers_start(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    from raylm.errors import DataError
+    from raylm.stage import Context
+    from raylm.train.train import train
+
+    config = loaded.config.train.model_copy(update={"global_batch": 100_000})
+    context = Context(store, "x", 0, tmp_path, tmp_path / "work")
+    with pytest.raises(DataError) as caught:
+        train(loaded.config.model, config, store.list("dataset")[0], context)
+    assert caught.value.code == "corpus-too-small"
+
+
+def test_more_workers_than_the_cluster_holds_fail_at_once(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    from raylm.errors import HostError
+    from raylm.stage import Context
+    from raylm.train.train import train
+
+    config = loaded.config.train.model_copy(update={"workers": 64, "global_batch": 128})
+    context = Context(store, "x", 0, tmp_path, tmp_path / "work")
+    with pytest.raises(HostError) as caught:
+        train(loaded.config.model, config, store.list("dataset")[0], context)
+    assert caught.value.code == "cluster-too-small"
+    assert "64 CPUs" in caught.value.message
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    from raylm.errors import TrainError
+    from raylm.stage import Context
+    from raylm.train.train import train
+
+    config = loaded.config.train
+    wild = config.optimizer.model_copy(update={"lr": 1.0, "clip_norm": 0.0})
+    wild = wild.model_copy(update={"lr": 1e30})  # beyond what a config file may say
+    config = config.model_copy(update={"optimizer": wild})
+    context = Context(store, "x", 0, tmp_path, tmp_path / "work")
+    with pytest.raises(TrainError) as caught:
+        train(loaded.config.model, config, store.list("dataset")[0], context)
+    assert caught.value.code == "train-not-finite"
+    assert "at step" in caught.value.message
+    assert [a.manifest.name for a in store.list("model") if a.manifest.name == "x"] == []

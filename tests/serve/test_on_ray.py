@@ -1,0 +1,354 @@
+"""The whole data plane: HAProxy, gateway, engine replicas with OpenVINO, the official client.
+
+One cluster and one deployment serve all tests of this module; the tests that kill come last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from raylm.config.cluster import ClusterConfig
+from raylm.config.engine import EngineConfig
+from raylm.config.serve import LimitsConfig, ServeConfig
+from raylm.deploy.connect import connect
+from raylm.errors import ConfigError, HostError
+from raylm.serve.app import Endpoint, deploy, undeploy
+from raylm.serve.catalog import ServedModel
+from raylm.serve.prepare import served_folder
+from raylm.store import Store
+from tests.serve.conftest import write_llama
+
+pytestmark = pytest.mark.ray
+KEY = "sk-test-0123456789abcdef"
+LONG = {"max_tokens": 3000, "temperature": 0, "extra_body": {"ignore_eos": True}}
+CONFIG = ServeConfig(
+    port=0,
+    replicas=2,
+    gateways=2,
+    api_keys="keys",
+    drain_s=20,
+    limits=LimitsConfig(max_body_bytes=64 * 1024),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    config = ClusterConfig(num_cpus=4, object_store_bytes=100 * 2**20)
+    with connect(store, config):
+        yield store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    folder = write_llama(tmp_path_factory.mktemp("m") / "tiny", hidden=128, layers=4, context=4096)
+    return served_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    store: Store, model: ServedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoint]:
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "keys").write_text(KEY + "\n")
+    (folder / "keys").chmod(0o600)
+    ticks: list[Any] = []
+    yield deploy(
+        [model],
+        CONFIG,
+        EngineConfig(),
+        cache_root=store.root / "engine",
+        base_dir=folder,
+        report=ticks.append,
+    )
+    undeploy(drain_s=0)
+
+
+@pytest.fixture
+def client(endpoint: Endpoint) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=endpoint.url, api_key=KEY, max_retries=0, timeout=60) as client:
+        yield client
+
+
+def get(endpoint: Endpoint, path: str, key: str | None = KEY) -> tuple[int, str, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=20)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text, dict(response.getheaders())
+
+
+def figures(endpoint: Endpoint, name: str) -> list[float]:
+    lines = get(endpoint, "/metrics")[1].splitlines()
+    return [float(x.rpartition(" ")[2]) for x in lines if x.startswith(name + "{")]
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    title = f"ray::ServeReplica:raylm:{deployment}"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != "zombie" and (process.cmdline() or [""])[0].startswith(title):
+                found.append(process)
+    return found
+
+
+def test_completion_and_chat_with_the_official_client(client, model):
+    one = client.completions.create(model="tiny", prompt="the fox", max_tokens=8, temperature=0)
+    again = client.completions.create(model="tiny", prompt="the fox", max_tokens=8, temperature=0)
+    assert one.choices[0].text == again.choices[0].text
+    assert one.usage is not None and one.usage.completion_tokens == 8
+    assert one.system_fingerprint == model.digest[:12]
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "hi"}],
+        max_completion_tokens=5,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    logprobs = chat.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert len(logprobs.content) == 5 and len(logprobs.content[0].top_logprobs) == 2
+    assert next(m.id for m in client.models.list()) == "tiny"
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_streams_have_the_same_text_and_usage(client):
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "the lazy dog"}],
+        "max_tokens": 40,
+        "seed": 5,
+        "extra_body": {"ignore_eos": True},
+    }
+    whole = client.chat.completions.create(**request)
+    stream = client.chat.completions.create(
+        **request, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 40
+    assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_serving_imports_neither_torch_nor_transformers(endpoint):
+    from ray import serve
+
+    handle: Any = serve.get_deployment_handle("engine-tiny", "raylm")
+    for modules in handle.broadcast("imported").results():
+        assert not {"torch", "transformers", "datasets", "deepspeed"} & set(modules)
+
+
+def test_errors_of_the_official_client(client, endpoint):
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(model="tiny", prompt="x", extra_body={"temprature": 1})
+    assert bad.value.param == "temprature" and "temperature" in bad.value.message
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="nope", prompt="x")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.completions.create(model="tiny", prompt=[5] * 5000)
+    assert long.value.code == "context_length_exceeded"
+    with (
+        openai.OpenAI(base_url=endpoint.url, api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.completions.create(model="tiny", prompt="x")
+    with pytest.raises(openai.APIStatusError) as large:
+        client.completions.create(model="tiny", prompt="x" * 100_000)
+    assert large.value.status_code == 413
+
+
+def test_only_two_paths_are_public(endpoint):
+    for path in ("/healthz", "/readyz"):
+        assert get(endpoint, path, key=None)[0] == 200
+    for path in ("/v1/models", "/metrics", "/docs", "/", "/v1/completions"):
+        assert get(endpoint, path, key=None)[0] == 401
+    status, _, headers = get(endpoint, "/v1/nothing")
+    assert status == 404 and headers["content-type"] == "application/json"
+
+
+def test_oversized_chunked_body_is_cut_off_while_it_arrives(endpoint):
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=20) as peer:
+        peer.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer " + KEY.encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        sent = 0
+        with contextlib.suppress(OSError):
+            for _ in range(20_000):
+                peer.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+                sent += 1024
+        assert sent < 16 * 2**20
+        assert b" 413 " in peer.recv(4096)
+
+
+def test_everything_listens_on_loopback_only(endpoint):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            name = " ".join(process.cmdline()[:1])
+            if "haproxy" not in name and "ServeReplica:raylm" not in name:
+                continue
+            for socket_ in process.net_connections("tcp"):
+                if socket_.status == "LISTEN":
+                    assert socket_.laddr.ip in ("127.0.0.1", "::1"), (name, socket_.laddr)
+
+
+def test_disconnects_free_the_engine(endpoint, client):
+    before = sum(figures(endpoint, "raylm_engine_requests_cancelled_total"))
+    stream = client.completions.create(model="tiny", prompt="the fox", stream=True, **LONG)
+    for _, _ in zip(range(5), stream, strict=False):
+        pass
+    stream.close()
+
+    async def abandon() -> None:
+        async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=KEY) as other:
+            call = other.completions.create(model="tiny", prompt="the fox", **LONG)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(call, 0.3)
+
+    asyncio.run(abandon())
+    deadline = time.monotonic() + 5
+    while sum(figures(endpoint, "raylm_engine_requests_cancelled_total")) < before + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert sum(figures(endpoint, "raylm_engine_requests_running")) == 0
+    assert sum(figures(endpoint, "raylm_requests_aborted_total")) >= 2
+
+
+def test_one_scrape_has_all_gateways_and_replicas(endpoint, client):
+    for _ in range(20):
+        client.completions.create(model="tiny", prompt="x", max_tokens=1)
+    for _ in range(6):
+        assert len(figures(endpoint, "raylm_requests_in_flight")) == 2
+        assert figures(endpoint, "raylm_engine_up") == [1.0, 1.0]
+    counts = figures(endpoint, "raylm_requests_total")
+    assert sum(counts) >= 20
+
+
+def test_second_deployment_elsewhere_is_refused(endpoint, store, model):
+    with pytest.raises(HostError) as caught:
+        deploy(
+            [model],
+            ServeConfig(port=endpoint.port + 1),
+            EngineConfig(),
+            cache_root=store.root / "engine",
+        )
+    assert caught.value.code == "serve-elsewhere"
+
+
+def test_what_cannot_be_placed_fails_at_once(endpoint, store, model):
+    config = ServeConfig(port=0, replicas=40, gateways=2)
+    with pytest.raises(HostError, match=r"needs 20\.5 CPUs"):
+        deploy([model], config, EngineConfig(), cache_root=store.root / "engine")
+
+
+def test_killed_engine_breaks_its_streams_loudly_and_the_rest_goes_on(endpoint, client):
+    ends: list[str] = []
+
+    def stream() -> None:
+        try:
+            for _ in client.completions.create(model="tiny", prompt="a", stream=True, **LONG):
+                pass
+            ends.append("whole")
+        except openai.APIError as error:
+            ends.append(f"error {error.code}")
+
+    threads = [threading.Thread(target=stream) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while sum(figures(endpoint, "raylm_engine_requests_running")) < 8:
+        time.sleep(0.05)
+    os.kill(replicas("engine-tiny")[0].pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(60)
+    assert sorted(set(ends)) == ["error engine_failed", "whole"]
+    wait_for_replicas(endpoint, 2)
+
+
+def test_killed_gateway_cuts_streams_so_that_the_client_notices(endpoint, client):
+    ends: list[str] = []
+
+    def stream() -> None:
+        try:
+            for _ in client.completions.create(model="tiny", prompt="a", stream=True, **LONG):
+                pass
+            ends.append("whole")
+        except Exception as error:
+            ends.append(type(error).__name__)
+
+    threads = [threading.Thread(target=stream) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while sum(figures(endpoint, "raylm_engine_requests_running")) < 8:
+        time.sleep(0.05)
+    os.kill(replicas("gateway")[0].pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(60)
+    assert len(ends) == 8 and 0 < ends.count("whole") < 8
+    wait_for_replicas(endpoint, 2)
+
+
+def test_undeploy_finishes_running_answers_and_refuses_new_ones(endpoint, client):
+    found: list[Any] = []
+    request = {**LONG, "max_tokens": 1500}
+    running = threading.Thread(
+        target=lambda: found.append(
+            client.completions.create(model="tiny", prompt="the fox", **request)
+        )
+    )
+    running.start()
+    while sum(figures(endpoint, "raylm_engine_requests_running")) < 1:
+        time.sleep(0.05)
+    drained: list[bool] = []
+    ending = threading.Thread(target=lambda: drained.append(undeploy(drain_s=CONFIG.drain_s)))
+    ending.start()
+    while get(endpoint, "/readyz")[0] != 503:
+        time.sleep(0.02)
+    with pytest.raises(openai.InternalServerError) as refused:
+        client.completions.create(model="tiny", prompt="x", max_tokens=1)
+    assert refused.value.status_code == 503 and refused.value.code == "draining"
+    assert refused.value.response.headers["retry-after"] == "5"
+    running.join(60)
+    ending.join(60)
+    assert found[0].usage.completion_tokens == 1500 and drained == [True]
+    assert replicas("engine-tiny") == []
+
+
+def test_replica_that_cannot_start_fails_with_its_own_reason(store, model):
+    with pytest.raises(ConfigError) as caught:
+        deploy(
+            [model],
+            ServeConfig(port=0, replicas=1),
+            EngineConfig(kind="torch", kv_cache="u8"),
+            cache_root=store.root / "engine",
+        )
+    assert caught.value.message == "the torch engine has no 8-bit key-value cache"
+    assert caught.value.code == "unsupported-kv-cache"
+
+
+def wait_for_replicas(endpoint: Endpoint, num: int) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        status, text, _ = get(endpoint, "/readyz")
+        if status == 200 and json.loads(text)["models"]["tiny"]["replicas_ready"] == num:
+            return
+        assert time.monotonic() < deadline, text
+        time.sleep(0.3)
