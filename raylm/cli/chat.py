@@ -113,7 +113,7 @@ def _talk(client: OpenAI, options: dict[str, Any], system: str | None) -> None:
             try:
                 answer = _show(_chat(client, options, messages))
             except openai.BadRequestError as error:
-                if error.code != "no-chat-template":
+                if error.code != "no_chat_template":
                     raise
                 is_chat = False
                 say(f"{options['model']} has no chat template: it continues each line as text")

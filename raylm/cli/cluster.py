@@ -91,7 +91,7 @@ def logs(
     )
     emit(found, text, output)
     if not found:
-        say("there is none: no cluster is up for this store")
+        say("there is nothing: no cluster is up for this store, or it has not logged that")
 
 
 def _status_text(found: ClusterStatus) -> str:

@@ -58,7 +58,8 @@ def figures(tick: Tick, pace: Pace, now_s: float) -> str:
         # `1/1` without a unit only says that something is done.
         if tick.unit or (tick.total or 0) > 1:
             parts.append(f"{tick.done:,g}{total}{unit}")
-    if pace.rate is not None and tick.unit:
+    # A rate of 0.09 replicas/s tells nobody anything.
+    if pace.rate is not None and tick.unit and (tick.total is None or tick.total > 10):
         parts.append(f"{pace.rate:,.3g}{unit}/s")
     parts.append(human_s(now_s - pace.begun_s))
     left = pace.left_s(tick.total)

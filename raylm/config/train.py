@@ -88,10 +88,9 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _some_length(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("steps") is None:
-            if values.get("time_s") is None:
-                return {**values, "steps": 100}
-        return values
+        if not isinstance(values, dict) or values.get("time_s") is not None:
+            return values
+        return {**values, "steps": 100} if values.get("steps") is None else values
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> TrainConfig:

@@ -81,11 +81,20 @@ def up(
         if info is not None and info.is_alive:
             return info
         _clear(store, info)
+        for _ in range(head.START_ATTEMPTS - 1):
+            try:
+                return _start(store, config, report, timeout_s)
+            except HostError as error:
+                if error.code != "cluster-start-slow":
+                    raise
+                report(Tick("cluster", f"{error.message}; trying again"))
         return _start(store, config, report, timeout_s)
 
 
 def down(store: Store, *, drain_s: float = 30.0, report: Report = silent) -> Stopped:
     """End the store's cluster: answers are finished, then every process of it ends.
+
+    `drain_s` is how long running answers may take; 0 does not ask Serve at all.
 
     Raises:
         HostError: a process cannot be ended.
@@ -94,7 +103,7 @@ def down(store: Store, *, drain_s: float = 30.0, report: Report = silent) -> Sto
     with store.lock(_LOCK, waiting=_tell(report)):
         info = read_record(store)
         drained = False
-        if info is not None and info.is_alive and _serves(info):
+        if drain_s > 0 and info is not None and info.is_alive and _serves(info):
             report(Tick("cluster", "finishing running answers"))
             drained = _drain(info, drain_s)
         report(Tick("cluster", "ending Ray"))

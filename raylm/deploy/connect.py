@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ from raylm.deploy.environment import (
     sweep_temp_dirs,
     temp_dir_for,
 )
-from raylm.deploy.head import num_cpus
+from raylm.deploy.head import START_ATTEMPTS, num_cpus, start_error
 from raylm.deploy.ports import LOOPBACK, choose_ports, is_listening
 from raylm.deploy.record import read_record, store_token
 from raylm.errors import HostError, MissingExtra
@@ -73,8 +73,8 @@ def connect(store: Store, config: ClusterConfig, report: Report = silent) -> Ite
         with _environment(info.env), _client(info.address, "`raylm up`", report):
             yield Connection(info.address, is_private=False, logs_dir=info.logs_dir)
     else:
-        with _private(store, config, report) as connection:
-            yield connection
+        with ExitStack() as stack:
+            yield _enter_private(stack, store, config, report)
 
 
 @contextmanager
@@ -98,6 +98,19 @@ def _client(address: str, origin: str, report: Report) -> Iterator[None]:
         yield
     finally:
         _shutdown()
+
+
+def _enter_private(
+    stack: ExitStack, store: Store, config: ClusterConfig, report: Report
+) -> Connection:
+    for _ in range(START_ATTEMPTS - 1):
+        try:
+            return stack.enter_context(_private(store, config, report))
+        except HostError as error:
+            if error.code != "cluster-start-slow":
+                raise
+            report(Tick("cluster", f"{error.message}; trying again"))
+    return stack.enter_context(_private(store, config, report))
 
 
 @contextmanager
@@ -179,10 +192,9 @@ def _init(failure: str, **options: Any) -> None:
         # Ray leaves a half-connected process behind.
         _shutdown()
         cause = str(error).strip().splitlines()
-        raise HostError(
+        raise start_error(
             f"{failure}: {cause[0] if cause else type(error).__name__}",
-            code="cluster-connect-failed",
-            hint="`raylm doctor` checks this machine; `raylm down` and `raylm up` start anew",
+            "`raylm doctor` checks this machine; `raylm down` and `raylm up` start anew",
         ) from error
     finally:
         # Ray's own handler turns SIGTERM into exit code 15.

@@ -36,6 +36,8 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
         # interfaces, unless it is told that this is no cluster of several machines.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # `down` has drained Serve before it ends the head, which else waits half a minute.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

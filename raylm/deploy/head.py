@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ from raylm.deploy.environment import ray_dir
 from raylm.deploy.ports import LOOPBACK, Ports, is_listening
 from raylm.errors import HostError
 from raylm.progress import Report, Tick
+
+START_ATTEMPTS = 2
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b.*:")
 
 
 def head_command(config: ClusterConfig, ports: Ports, temp_dir: Path) -> list[str]:
@@ -100,19 +104,32 @@ def wait_until_up(
 
 def _failed(what: str, log: Path) -> HostError:
     cause = last_cause(log)
-    return HostError(
-        f"{what}: {cause}" if cause else what,
-        code="cluster-start-failed",
-        hint=f"`raylm doctor` looks for the cause; the log is {log}",
-    )
+    hint = f"`raylm doctor` looks for the cause; the log is {log}"
+    return start_error(f"{what}: {cause}" if cause else what, hint)
+
+
+def start_error(message: str, hint: str) -> HostError:
+    """The error of a start; `cluster-start-slow` if it may well succeed the next time.
+
+    Ray gives its own parts 30 s, fixed in its code, which a machine under load does not keep.
+    """
+    if "timed out during startup" in message or "Deadline Exceeded" in message:
+        load = f"load {os.getloadavg()[0]:.0f} on {len(os.sched_getaffinity(0))} cores"
+        return HostError(
+            f"Ray's parts did not find each other in time; the machine is busy ({load})",
+            code="cluster-start-slow",
+            hint=f"try again when it is less so; {hint}",
+        )
+    return HostError(message, code="cluster-start-failed", hint=hint)
 
 
 def last_cause(log: Path) -> str:
-    """The line of a log that says most: the last one that names an error, else the last."""
+    """The line of a log that says most: the last exception, else the last error, else the end."""
     try:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     except OSError:
         return ""
     lines = [line for line in lines if line]
-    named = [line for line in lines if "Error" in line or "error" in line]
-    return (named or lines or [""])[-1][:300]
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (exceptions or errors or lines or [""])[-1][:300]

@@ -116,7 +116,11 @@ def undeploy(*, drain_s: float, report: Report = silent) -> bool:
         report(Tick("serve", f"finishing running answers (at most {drain_s:g} s)"))
         try:
             gateway: Any = serve.get_deployment_handle(GATEWAY, APP)
-            left = sum(gateway.broadcast("drain", drain_s).results(timeout_s=drain_s + 5))
+            answers = gateway.broadcast("drain", drain_s).results(
+                timeout_s=drain_s + 5, return_exceptions=True
+            )
+            # A gateway that died a moment ago is still asked, and has nothing left.
+            left = sum(answer for answer in answers if isinstance(answer, int))
         except (TimeoutError, RayError, RayServeException):
             left = 1  # no gateway answers: nobody can tell
     serve.delete(APP)

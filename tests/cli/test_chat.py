@@ -27,7 +27,7 @@ class Endpoint(BaseHTTPRequestHandler):
         self.seen.append({"path": self.path, **body})
         if self.path.endswith("chat/completions"):
             if not self.has_template:
-                error = {"message": "no template", "type": "x", "code": "no-chat-template"}
+                error = {"message": "no template", "type": "x", "code": "no_chat_template"}
                 self.answer(400, {"error": error})
                 return
             self.stream([{"delta": {"content": part}} for part in ("Hel", "lo")])

@@ -13,6 +13,7 @@ from raylm.deploy.environment import (
     ray_dir,
     temp_dir_for,
 )
+from raylm.deploy.head import last_cause, start_error
 from raylm.deploy.ports import Ports
 
 PORTS = Ports.at(20_000)
@@ -82,3 +83,16 @@ def test_of_an_ended_cluster_only_logs_stay(tmp_path: Path) -> None:
     assert [p.name for p in session.iterdir()] == ["logs"]
     assert (session / "logs" / "raylet.err").read_text() == "why"
     assert not (tmp_path / "ha").exists()
+
+
+def test_the_cause_of_a_failed_start_is_its_exception(tmp_path: Path) -> None:
+    log = tmp_path / "head.log"
+    log.write_text(
+        "INFO -- Failed to get node info b'RPC error: x'\nTraceback (most recent call last):\n"
+        "ValueError: the port is taken\nbye\n"
+    )
+    assert last_cause(log) == "ValueError: the port is taken"
+    assert start_error(last_cause(log), "h").code == "cluster-start-failed"
+    slow = start_error("Exception: The current node timed out during startup. This", "h")
+    assert slow.code == "cluster-start-slow"
+    assert "busy" in slow.message

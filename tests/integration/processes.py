@@ -1,0 +1,63 @@
+"""raylm as a process: started, watched through its files, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+
+def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
+    """Start `raylm ARGUMENTS` on a store."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raylm", *arguments],
+        env={**os.environ, "RAYLM_STORE": str(store)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float) -> None:
+    """Wait until something is true while the process lives."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"ended with {process.returncode} too early:\n{out}\n{err}")
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals, limit_s: float = 60) -> str:
+    """Send a signal and return what was written to stderr."""
+    process.send_signal(number)
+    return process.communicate(timeout=limit_s)[1]
+
+
+def orphans(store: Path) -> list[str]:
+    """Processes that belong to a store's clusters, by what they were started with."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        token = environment.get("RAY_AUTH_TOKEN_PATH", "")
+        if token.startswith(f"{store}/") and process.pid != os.getpid():
+            found.append(" ".join(process.info["cmdline"] or [])[:80])
+    return found
+
+
+def no_orphans(store: Path, limit_s: float = 20) -> None:
+    """Wait until nothing of the store's clusters is left."""
+    deadline = time.monotonic() + limit_s
+    while left := orphans(store):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.2)
