@@ -39,6 +39,8 @@ def head_command(config: ClusterConfig, ports: Ports, temp_dir: Path) -> list[st
         "temp-dir": ray_dir(temp_dir),
         "object-store-memory": config.object_store_bytes,
         "num-cpus": num_cpus(config),
+        # It carries workers' output to drivers, which raylm has them not show.
+        "include-log-monitor": "false",
         "log-color": "false",
     }
     # The autoscaler's monitor (`--no-monitor`) has nothing to do on a machine of its own.

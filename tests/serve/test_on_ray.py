@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -219,8 +220,8 @@ def test_oversized_chunked_body_is_cut_off_while_it_arrives(endpoint):
 
 
 def test_everything_listens_on_loopback_only(endpoint):
-    processes = [*ours("ray::"), *ours("haproxy")]
-    assert len(processes) >= 6
+    processes = [*replicas("gateway"), *replicas("engine-tiny"), *ours("bin/haproxy")]
+    assert len(processes) >= 5
     for process in processes:
         for socket_ in process.net_connections("tcp"):
             if socket_.status == "LISTEN":
@@ -228,16 +229,27 @@ def test_everything_listens_on_loopback_only(endpoint):
                 assert address.is_loopback, (process.cmdline(), socket_.laddr)
 
 
-def test_disconnects_free_the_engine(endpoint, client):
-    def cancelled() -> float:
-        return sum(figures(endpoint, "raylm_engine_requests_cancelled_total"))
+def cancelled(endpoint: Endpoint) -> float:
+    return sum(figures(endpoint, "raylm_engine_requests_cancelled_total"))
 
-    before = cancelled()
+
+def test_closed_stream_frees_the_engine(endpoint, client):
+    before = cancelled(endpoint)
     stream = client.completions.create(model="tiny", prompt="the fox", stream=True, **LONG)
     for _, _ in zip(range(5), stream, strict=False):
         pass
     stream.close()
-    until(lambda: cancelled() == before + 1)
+    until(lambda: cancelled(endpoint) == before + 1)
+    assert num_running(endpoint) == 0
+    assert sum(figures(endpoint, "raylm_requests_aborted_total")) >= 1
+
+
+def test_abandoned_whole_answer_frees_the_engine(endpoint, request):
+    wrapper = Path(os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]).read_text()
+    if "splice-request" not in wrapper:
+        # HAProxy does not see the client leave when it has spliced the request's body.
+        request.applymarker(pytest.mark.xfail(reason="HAProxy splices requests", strict=True))
+    before = cancelled(endpoint)
 
     async def abandon() -> None:
         async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=KEY) as other:
@@ -248,9 +260,10 @@ def test_disconnects_free_the_engine(endpoint, client):
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(abandon())
-    until(lambda: cancelled() == before + 2)
-    assert num_running(endpoint) == 0
-    assert sum(figures(endpoint, "raylm_requests_aborted_total")) >= 2
+    try:
+        until(lambda: cancelled(endpoint) == before + 1, 3)
+    finally:
+        until(lambda: num_running(endpoint) == 0, 60)
 
 
 def test_one_scrape_has_all_gateways_and_replicas(endpoint, client):
