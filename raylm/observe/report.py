@@ -11,6 +11,7 @@ from raylm.artifact import write_atomic
 from raylm.observe.chart import Series, line_chart
 
 REPORT = "report.html"
+_SMOOTH = 20
 
 
 def write_report(
@@ -56,6 +57,14 @@ def number(value: object) -> str:
     return f"{value:.4g}"
 
 
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each point's mean with those up to `_SMOOTH` before it."""
+    return [
+        (x, sum(y for _, y in points[max(0, i - _SMOOTH + 1) : i + 1]) / min(i + 1, _SMOOTH))
+        for i, (x, _) in enumerate(points)
+    ]
+
+
 def _metrics_of(by_name: Mapping[str, Mapping[str, Any]], stage: str) -> Mapping[str, Any] | None:
     found = by_name.get(stage)
     return found["metrics"] if found and found["metrics"] else None
@@ -67,7 +76,11 @@ def _loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
         (line["step"], line["held_out_loss"]) for line in metrics if "held_out_loss" in line
     ]
     return line_chart(
-        [Series("training", trained), Series("held out", held_out, dots=True)],
+        [
+            Series("training, each step", trained),
+            Series(f"training, mean of {_SMOOTH} steps", smoothed(trained)),
+            Series("held out", held_out, dots=True),
+        ],
         x_label="optimizer step",
         y_label="loss, nats per token",
     )

@@ -28,15 +28,11 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], block):
             rows = hidden[start : start + block]
             wanted = targets[start : start + block]
-            logits = (rows @ head.T).float()
-            logits -= logits.amax(1, keepdim=True)
+            logits = torch.log_softmax((rows @ head.T).float(), 1)
             index = wanted[:, None]
-            chosen = logits.gather(1, index)
-            scale = logits.exp_().sum(1, keepdim=True)
-            total += (scale.log() - chosen).sum()
+            total -= logits.gather(1, index).sum()
             # softmax - one_hot(target): the gradient of the summed loss.
-            logits /= scale
-            logits.scatter_add_(1, index, torch.full_like(chosen, -1.0))
+            logits.exp_().scatter_add_(1, index, logits.new_full(index.shape, -1.0))
             gradient = logits.to(head.dtype)
             torch.mm(gradient, head, out=grad_hidden[start : start + block])
             if grad_head.dtype == gradient.dtype:

@@ -61,6 +61,8 @@ class Worker:
             model.gradient_checkpointing_enable()
         model.train()
         self._zero = deepspeed_config(job.config, world_size)
+        # An all-reduce for inference alone, which DeepSpeed would compile at first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=_optimizer(model, job.config), config=self._zero
         )
