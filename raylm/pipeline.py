@@ -54,7 +54,8 @@ def run(
     store = store or Store(config.store)
     run_id = run_name(config)
     path = store.root / "runs" / run_id
-    path.mkdir(parents=True, exist_ok=True)
+    if not dry_run:
+        path.mkdir(parents=True, exist_ok=True)
     result = RunResult(run_id, path, [])
     record = Record(path, loaded, run_id, dry_run)
     names = [stage.name for stage in STAGES]

@@ -15,9 +15,10 @@ class EngineConfig(Section):
     kind: str = "auto"
     """openvino, torch, a plug-in's name, or auto: the fastest that can run the model."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Arithmetic of activations; auto takes what the processor does fastest."""
+    """Arithmetic of activations; auto takes bf16 on processors with AMX, f32 on others."""
     kv_cache: Literal["auto", "f32", "bf16", "u8"] = "auto"
-    """Storage of keys and values; auto takes 8 bits where the engine has them."""
+    """Storage of keys and values; auto takes 8 bits where the engine has them, f32 where
+    `precision: f32` is asked for."""
     kv_cache_bytes: int = Field(256 * 2**20, ge=2**20)
     """Memory for keys and values of one replica."""
     max_batch_size: int = Field(64, ge=1, le=1024)

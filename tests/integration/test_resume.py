@@ -72,7 +72,7 @@ def test_done_again_every_stage_is_skipped_without_ray(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
 )
 def test_a_signal_during_training_ends_everything_and_loses_nothing(
-    undisturbed: Path, config_file: Path, tmp_path: Path, number: signal.Signals, code: int
+    config_file: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     process = train(tmp_path, config_file)
     wait_for(
@@ -86,27 +86,40 @@ def test_a_signal_during_training_ends_everything_and_loses_nothing(
     (record,) = tmp_path.glob("runs/*/run.json")
     assert json.loads(record.read_text())["state"] == "interrupted"
     assert [a.kind for a in Store(tmp_path).list()] == ["dataset"]
-    if number == signal.SIGINT:
-        assert finish(train(tmp_path, config_file)) == {"data": "skipped", "train": "done"}
-        assert losses(tmp_path) == losses(undisturbed)
+    assert any(tmp_path.glob(f"runs/*/train-*/checkpoints/step-*/{MANIFEST}"))
 
 
-def test_ctrl_c_while_ray_starts_and_data_is_made_leaves_nothing(
-    config_file: Path, tmp_path: Path
+def ctrl_c_at(sign: str, config: Path, store: Path) -> None:
+    """Interrupt a run when its progress shows `sign`."""
+    process = start("run", "-c", str(config), *LONGER, store=store)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if sign in line:
+            break
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    no_orphans(store)
+    assert list((store / "drafts").iterdir()) == []
+
+
+@pytest.mark.parametrize("sign", ["starting", "data:"])
+def test_ctrl_c_while_ray_starts_or_data_is_made_leaves_nothing(
+    config_file: Path, tmp_path: Path, sign: str
 ) -> None:
-    for sign in ("starting", "data:"):
-        process = start("run", "-c", str(config_file), store=tmp_path)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if sign in line:
-                break
-        process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=60)[1]
-        assert process.returncode == 130, err
-        assert "Traceback" not in err
-        no_orphans(tmp_path)
-        assert list((tmp_path / "drafts").iterdir()) == []
-        assert Store(tmp_path).list() == []
+    ctrl_c_at(sign, config_file, tmp_path)
+    assert Store(tmp_path).list() == []
+
+
+@pytest.mark.parametrize("sign", ["evaluate:", "compress:"])
+def test_ctrl_c_in_a_later_stage_keeps_the_earlier_ones(
+    undisturbed: Path, config_file: Path, sign: str
+) -> None:
+    ctrl_c_at(sign, config_file, undisturbed)
+    kinds = [artifact.kind for artifact in Store(undisturbed).list()]
+    assert kinds[:2] == ["dataset", "model"]
+    assert kinds.count("model") == 1
 
 
 def test_two_runs_at_once_share_the_work(config_file: Path, tmp_path: Path) -> None:
