@@ -177,6 +177,10 @@ def _is_connected() -> bool:
 
 def _init(failure: str, **options: Any) -> None:
     handlers = _signal_handlers()
+    waiting: list[int] = []
+    for number in handlers:
+        # Raised inside Ray's imports and callbacks, Ctrl-C would be swallowed: it waits.
+        signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         import ray
 
@@ -200,6 +204,8 @@ def _init(failure: str, **options: Any) -> None:
         # Ray's own handler turns SIGTERM into exit code 15.
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
     for name in ("ray.serve", "ray.data", "ray.train", "ray.tune"):
         # A filter, because Serve sets its logger's level when it is imported.
         logging.getLogger(name).addFilter(_is_error)

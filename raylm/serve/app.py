@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
@@ -28,10 +27,10 @@ from raylm.serve.auth import keys_for
 from raylm.serve.build import APP, GATEWAY, build_application, engine_name
 from raylm.serve.catalog import ServedModel, check_names
 from raylm.serve.prepare import prepare
+from raylm.serve.room import cpus_by_node, num_threads, wait_room
 from raylm.serve.startup import AppState, DeploymentState, wait_answering, wait_running
 
-ROOM_S = 10.0
-"""How long other work may take to give its CPUs back."""
+DRAIN_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def deploy(
     check_names(models)
     hashes = keys_for(config, base_dir or Path.cwd())
     prepare(models, engine, cache_root=cache_root, report=report)
-    _wait_room(models, config)
+    wait_room(models, config, is_running=APP in serve.status().applications)
     is_new = APP not in serve.status().applications
     host, port = _listen(config)
     report(Tick("serve", f"starting on {host}:{port}"))
@@ -86,7 +85,7 @@ def deploy(
         engine,
         cache_root=cache_root,
         key_hashes=hashes,
-        num_threads=num_threads(models, config, engine, _cpus_by_node()),
+        num_threads=num_threads(models, config, engine, cpus_by_node()),
     )
     serve._run(application, name=APP, route_prefix="/", _blocking=False)
     wanted = {engine_name(model): config.replicas for model in models}
@@ -114,79 +113,25 @@ def undeploy(*, drain_s: float, report: Report = silent) -> bool:
     left = 0
     if drain_s > 0:
         report(Tick("serve", f"finishing running answers (at most {drain_s:g} s)"))
-        try:
-            gateway: Any = serve.get_deployment_handle(GATEWAY, APP)
-            answers = gateway.broadcast("drain", drain_s).results(
-                timeout_s=drain_s + 5, return_exceptions=True
-            )
-            # A gateway that died a moment ago is still asked, and has nothing left.
-            left = sum(answer for answer in answers if isinstance(answer, int))
-        except (TimeoutError, RayError, RayServeException):
-            left = 1  # no gateway answers: nobody can tell
+        left = _drain(drain_s)
     serve.delete(APP)
     return left == 0
 
 
-def _wait_room(models: Sequence[ServedModel], config: ServeConfig) -> None:
-    largest = max(_cpus_by_node(), default=0.0)
-    if config.cpus_per_replica > largest:
-        raise HostError(
-            f"serve.cpus_per_replica={config.cpus_per_replica:g}, and the largest node of the "
-            f"cluster has {largest:g}",
-            code="not-enough-cpus",
-        )
-    check_room(models, config, ray.cluster_resources().get("CPU", 0.0))
-    if APP in serve.status().applications:
-        return  # what is there now makes room for what comes
-    deadline_s = time.monotonic() + ROOM_S
+def _drain(drain_s: float) -> int:
+    """Tell the gateways to take nothing new until nothing runs; how many calls are left."""
+    gateway: Any = serve.get_deployment_handle(GATEWAY, APP)
+    deadline_s = time.monotonic() + drain_s
     while True:
-        # What has just ended is counted as free a little later.
+        # Asked again and again, since a gateway may die or be replaced meanwhile.
         try:
-            check_room(models, config, ray.available_resources().get("CPU", 0.0), "free now")
-            return
-        except HostError:
-            if time.monotonic() > deadline_s:
-                raise
-        time.sleep(0.2)
-
-
-def check_room(
-    models: Sequence[ServedModel], config: ServeConfig, cluster_cpus: float, which: str = "in all"
-) -> None:
-    """See that the CPUs suffice.
-
-    Raises:
-        HostError: they do not, with both figures.
-    """
-    engines = len(models) * config.replicas * config.cpus_per_replica
-    needed = engines + config.gateways * config.cpus_per_gateway
-    if needed > cluster_cpus + 1e-6:
-        raise HostError(
-            f"serving needs {needed:g} CPUs ({len(models)} models x {config.replicas} replicas x "
-            f"{config.cpus_per_replica:g} + {config.gateways} gateways x "
-            f"{config.cpus_per_gateway:g}), and the cluster has {cluster_cpus:g} {which}",
-            code="not-enough-cpus",
-            hint="lower serve.replicas or serve.cpus_per_replica, or raise cluster.num_cpus",
-        )
-
-
-def num_threads(
-    models: Sequence[ServedModel],
-    config: ServeConfig,
-    engine: EngineConfig,
-    cpus_by_node: Sequence[float],
-) -> int:
-    """Threads of one engine replica: as configured, or its whole CPUs, or its share of all."""
-    if engine.num_threads is not None:
-        return engine.num_threads
-    if config.cpus_per_replica >= 1:
-        return int(config.cpus_per_replica)
-    share = sum(cpus_by_node) / (len(models) * config.replicas)
-    return max(1, int(min(share, max(cpus_by_node, default=1.0))))
-
-
-def _cpus_by_node() -> list[float]:
-    return [n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["Alive"]]
+            answers = gateway.broadcast("drain").results(timeout_s=2, return_exceptions=True)
+            left = sum(answer for answer in answers if isinstance(answer, int))
+        except (TimeoutError, RayError, RayServeException):
+            left = 1  # nobody can tell
+        if left == 0 or time.monotonic() > deadline_s:
+            return left
+        time.sleep(DRAIN_POLL_S)
 
 
 def _listen(config: ServeConfig) -> tuple[str, int]:

@@ -1,26 +1,22 @@
-"""The gateway's HTTP interface, as an ASGI application that knows nothing of Ray."""
+"""The gateway's handlers: what each route does, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fastapi import FastAPI
 from prometheus_client.core import Metric
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from raylm.config.serve import LimitsConfig
 from raylm.errors import RequestError
 from raylm.serve.answer import Answer
-from raylm.serve.auth import Auth
 from raylm.serve.body import read_json
 from raylm.serve.call import Call, status_of
 from raylm.serve.catalog import Catalog, Entry
@@ -35,10 +31,6 @@ from raylm.serve.sse import EventStream, unless_disconnected
 from raylm.serve.wire import ChatBody, CompletionBody, Generation
 
 log = logging.getLogger("raylm.serve")
-# FastAPI's own spans and logs: they would hold what clients sent.
-_NO_TELEMETRY: Any = dict.fromkeys(
-    ("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False
-)
 Body = TypeVar("Body", bound=Generation)
 Peers = Callable[[], Awaitable[Sequence[Sequence[Metric]]]]
 
@@ -228,52 +220,6 @@ class Gateway:
         return self.metrics.families(self.admission.in_flight)
 
 
-def build_app(gateway: Gateway, key_hashes: Sequence[bytes] = ()) -> FastAPI:
-    """The application. With hashes of API keys, all but two paths need one of the keys."""
-    app = FastAPI(
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry=_NO_TELEMETRY,
-    )
-    app.add_route("/v1/completions", gateway.completions, ["POST"])
-    app.add_route("/v1/chat/completions", gateway.chat, ["POST"])
-    app.add_route("/v1/models", gateway.models, ["GET"])
-    app.add_route("/v1/models/{model:path}", gateway.model, ["GET"])
-    app.add_route("/healthz", gateway.healthz, ["GET"])
-    app.add_route("/readyz", gateway.readyz, ["GET"])
-    app.add_route("/metrics", gateway.show_metrics, ["GET"])
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(Exception, _on_defect)
-    app.add_middleware(Auth, hashes=key_hashes, on_refused=gateway.metrics.refused)
-    return app
-
-
 def _with_id(response: Response, call: Call) -> Response:
     response.headers["x-request-id"] = call.id
     return response
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        message, code = f"{where} is not allowed; allowed: {allowed}", "method-not-allowed"
-    else:
-        message, code = f"{where} does not exist", "not-found"
-    response = error_response(RequestError(message, code=code, status=error.status_code))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return error_response(error)
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(internal_error(json.dumps(request.url.path)))

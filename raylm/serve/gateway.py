@@ -16,12 +16,13 @@ from starlette.types import ASGIApp
 
 from raylm.config.serve import ServeConfig
 from raylm.serve.catalog import Catalog, Entry, ServedModel
-from raylm.serve.endpoints import Gateway, build_app
+from raylm.serve.endpoints import Gateway
 from raylm.serve.handle_backend import STATE_TIMEOUT_S, HandleBackend
 from raylm.serve.limits import Admission
 from raylm.serve.listen import listen_on_node_address
 from raylm.serve.metrics import GatewayMetrics
 from raylm.serve.readiness import Readiness
+from raylm.serve.routes import build_app
 
 
 class GatewayReplica:
@@ -66,9 +67,9 @@ class GatewayReplica:
         """This gateway's metrics, for the one that is scraped."""
         return self._gateway.families()
 
-    async def drain(self, timeout_s: float) -> int:
-        """Refuse new calls, wait for the running ones; how many are left."""
-        return await self._gateway.admission.drain(timeout_s)
+    async def drain(self) -> int:
+        """Refuse new calls from now on; how many still run."""
+        return self._gateway.admission.drain()
 
     async def _all_families(self) -> list[list[Metric]]:
         if self._self_handle is None:

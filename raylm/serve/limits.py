@@ -6,10 +6,6 @@ count and refuses in OpenAI's shape before a body is read.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from raylm.serve.failure import draining, overloaded
 
 
@@ -20,8 +16,6 @@ class Admission:
         self.capacity = capacity
         self.in_flight = 0
         self.is_draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def enter(self) -> None:
         """Count one call in; `leave` must follow.
@@ -34,29 +28,12 @@ class Admission:
         if self.in_flight >= self.capacity:
             raise overloaded()
         self.in_flight += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         """Count one call out."""
         self.in_flight -= 1
-        if self.in_flight == 0:
-            self._idle.set()
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """`enter` and `leave` around a block."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
-
-    async def drain(self, timeout_s: float) -> int:
-        """Take nothing new and wait for what runs; the number still running at the end."""
+    def drain(self) -> int:
+        """Take nothing new; how much still runs."""
         self.is_draining = True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
         return self.in_flight

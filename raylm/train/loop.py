@@ -8,7 +8,6 @@ generators has to be saved, and a resumed run repeats the uninterrupted one.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -53,8 +52,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         started = time.perf_counter()
         figures = worker.step()
         worker.clock(time.perf_counter() - started)
-        if not math.isfinite(figures.loss):
-            worker.fail_not_finite(figures)
+        worker.check_finite(figures)
         if worker.done % config.log_every == 0 or worker.finished():
             worker.log(figures)
         every = config.validate_every

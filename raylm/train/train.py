@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,7 +102,7 @@ def _fit(job: Job) -> None:
         run_config=RunConfig(name="train", storage_path=str(ray_folder)),
     )
     try:
-        trainer.fit()
+        _in_thread(trainer.fit)
     except Exception as error:
         raise translate(
             error,
@@ -113,6 +113,28 @@ def _fit(job: Job) -> None:
         ) from error
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _in_thread(work: Callable[[], object]) -> None:
+    """Call something outside the main thread, and wait for it here.
+
+    Ray Train takes Ctrl-C for itself when it runs in the main thread, and then ends the process
+    with exit code 1; signals stay ours this way, and what was started ends with the cluster.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="raylm-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failure:
+        raise failure[0]
 
 
 def _check_resources(config: TrainConfig, resources: dict[str, float]) -> None:

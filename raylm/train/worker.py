@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -35,7 +36,8 @@ class StepFigures:
 
     loss: float
     """Nats per target token."""
-    grad_norm: float
+    grad_norm: float | None
+    """Before clipping; None where DeepSpeed does not tell."""
     lr: float
     num_tokens: int
 
@@ -152,7 +154,7 @@ class Worker:
         norm = self._engine.get_global_grad_norm()
         return StepFigures(
             loss=float(total) / num_targets,
-            grad_norm=float(norm) if norm is not None else float("nan"),
+            grad_norm=None if norm is None else float(norm),
             lr=lr,
             num_tokens=int(rows.size) * self._data.seq_len,
         )
@@ -225,11 +227,18 @@ class Worker:
         if self._log is not None:
             self._log.write(step=self.done, time=round(time.time(), 3), **values)
 
-    def fail_not_finite(self, figures: StepFigures) -> NoReturn:
-        """End the run: a loss that is no number never comes back."""
+    def check_finite(self, figures: StepFigures) -> None:
+        """End a run that cannot recover.
+
+        Raises:
+            TrainError: loss or gradient norm is no finite number, with the step.
+        """
+        norm = figures.grad_norm
+        if math.isfinite(figures.loss) and (norm is None or math.isfinite(norm)):
+            return
         self.log(figures)
         raise TrainError(
-            f"the loss at step {self.done} is {figures.loss}",
+            f"at step {self.done} the loss is {figures.loss:g} and the gradient's norm {norm}",
             code="train-not-finite",
             hint="lower train.optimizer.lr, or train in fp32; the last checkpoint is kept",
         )

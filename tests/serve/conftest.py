@@ -18,10 +18,11 @@ from raylm.config.serve import LimitsConfig
 from raylm.serve.auth import hash_key
 from raylm.serve.backend import LocalBackend
 from raylm.serve.catalog import Catalog, Entry, ServedModel
-from raylm.serve.endpoints import Gateway, build_app
+from raylm.serve.endpoints import Gateway
 from raylm.serve.limits import Admission
 from raylm.serve.metrics import GatewayMetrics
 from raylm.serve.readiness import Readiness
+from raylm.serve.routes import build_app
 from tests.serve.fake_engine import FakeEngine
 
 TEMPLATE = (

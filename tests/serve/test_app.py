@@ -10,9 +10,10 @@ import pytest
 from raylm.config.engine import EngineConfig
 from raylm.config.serve import ServeConfig
 from raylm.errors import ConfigError, HostError
-from raylm.serve.app import Endpoint, check_room, free_port, num_threads
+from raylm.serve.app import Endpoint, free_port
 from raylm.serve.catalog import ServedModel, check_names
 from raylm.serve.gateway import capacity
+from raylm.serve.room import check_room, num_threads
 
 MODEL = ServedModel("m", Path("/m"))
 

@@ -353,7 +353,6 @@ def test_undeploy_finishes_running_answers_and_refuses_new_ones(endpoint, client
     )
     running.start()
     until(lambda: num_running(endpoint) >= 1)
-    print("INFLIGHT", figures(endpoint, "raylm_requests_in_flight"))
     drained: list[bool] = []
     ending = threading.Thread(target=lambda: drained.append(undeploy(drain_s=CONFIG.drain_s)))
     ending.start()
