@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from raylm.config.run import RunConfig
 from raylm.errors import ConfigError
 from raylm.progress import Report, Tick, silent
 from raylm.record import Record, RunResult, StageResult, State
-from raylm.stage import Context
+from raylm.stage import CHECKPOINTS, Context
 from raylm.stages import STAGES, Found, Stage, check_stage
 from raylm.store import Store, stage_key
 
@@ -149,6 +150,7 @@ def _one(
                 state: State = "done"
                 there = stage.work(loaded.config, found, replace(context, work=work))
                 context.store.remember(key, there)
+                shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
             else:
                 state = "skipped"
         seconds = time.monotonic() - started

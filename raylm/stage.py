@@ -13,6 +13,9 @@ from pathlib import Path
 from raylm.progress import Report, silent
 from raylm.store import Store
 
+CHECKPOINTS = "checkpoints"
+"""Folder in `Context.work` that the pipeline removes once the stage's result is recorded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

@@ -13,7 +13,7 @@ class ModelConfig(Section):
     """Which architecture is trained. A preset, with any of its sizes set anew, or a folder."""
 
     preset: str = "llama-3m"
-    """Name of a preset (`raylm model ls`); ignored sizes come from it."""
+    """llama-1m, -3m, -5m, -10m, -30m, -100m, -300m or -1b: sizes that are not set come from it."""
     path: Annotated[str | None, OUTSIDE_KEY] = None
     """A local Hugging Face folder whose weights training starts from."""
     hidden_size: int | None = Field(None, ge=8)

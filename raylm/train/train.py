@@ -16,7 +16,7 @@ from raylm.errors import DataError, HostError
 from raylm.model.presets import resolve_shape
 from raylm.progress import Tick
 from raylm.remote import translate
-from raylm.stage import Context
+from raylm.stage import CHECKPOINTS, Context
 from raylm.train.loop import Job, train_loop
 from raylm.train.metrics import METRICS, read_metrics
 
@@ -34,7 +34,7 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
     _check(model, config, dataset)
     context.work.mkdir(parents=True, exist_ok=True)
     if not context.resume:
-        shutil.rmtree(context.work / "checkpoints", ignore_errors=True)
+        shutil.rmtree(context.work / CHECKPOINTS, ignore_errors=True)
         (context.work / METRICS).unlink(missing_ok=True)
     with context.store.draft("model", context.name) as draft:
         job = Job(
@@ -60,8 +60,6 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
             },
             metrics=_summary(lines),
         )
-    # The model is safe: nobody resumes from these any more.
-    shutil.rmtree(context.work / "checkpoints", ignore_errors=True)
     return artifact
 
 

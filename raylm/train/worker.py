@@ -20,6 +20,7 @@ from raylm.data.shards import Batch, PackedSplit
 from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
 from raylm.model.folder import special_token_ids
+from raylm.stage import CHECKPOINTS
 from raylm.train.checkpoint import Checkpointer, Progress, newest_sound
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsLog
@@ -69,7 +70,7 @@ class Worker:
             model=model, optimizer=_optimizer(model, job.config), config=self._zero
         )
         self._checkpoints = Checkpointer(
-            job.work / "checkpoints",
+            job.work / CHECKPOINTS,
             rank=rank,
             keep=job.config.checkpoint.keep,
             barrier=torch.distributed.barrier,
