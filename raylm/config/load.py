@@ -111,8 +111,12 @@ def _override(text: str) -> tuple[Path, Any]:
             code="config-override",
             hint="--set train.steps=50",
         )
-    parsed = parse(f"value: {value}\n", f"--set {key}")
-    return tuple(key.strip().split(".")), parsed.values["value"]
+    path: Path = tuple(key.strip().split("."))
+    try:
+        return path, parse(f"value: {value}\n", f"--set {key}").values["value"]
+    except ConfigError:
+        # Globs such as **/*.py are no YAML; a text was meant, and its type is checked later.
+        return path, value
 
 
 def _put(values: dict[str, Any], path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from raylm.engine.protocol import Capabilities, Chunk, Request
 from raylm.errors import RequestError
 from raylm.serve.backend import ReplicaState
 from raylm.serve.failure import engine_failed, not_ready, overloaded
+from raylm.serve.transport import unpack
 
 STATE_TIMEOUT_S = 2.0
 
@@ -28,7 +29,7 @@ class HandleBackend:
         self._model = model
         # gRPC between replicas: a third of the CPU time per chunk of Ray's object streams.
         self._handle = handle.options(_by_reference=False)
-        self._stream = self._handle.generate.options(stream=True)
+        self._stream = self._handle.generate.options(stream=True, response_serialization="pickle")
         self._capabilities: Capabilities | None = None
 
     async def generate(self, request: Request) -> AsyncGenerator[Sequence[Chunk], None]:
@@ -36,8 +37,8 @@ class HandleBackend:
         response = self._stream.remote(request)
         finished = False
         try:
-            async for chunks in response:
-                yield chunks
+            async for packed in response:
+                yield unpack(request.id, packed)
             finished = True
         except Exception as error:
             finished = not isinstance(error, RayActorError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from ray import serve
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.load import load
-from raylm.engine.protocol import Capabilities, Chunk, Request
+from raylm.engine.protocol import Capabilities, Request
 from raylm.errors import RaylmError
 from raylm.serve.backend import ReplicaState, state_of
 from raylm.serve.catalog import ServedModel
 from raylm.serve.gather import batched
 from raylm.serve.listen import listen_on_node_address
+from raylm.serve.transport import Packed, pack
 
 
 class EngineReplica:
@@ -45,7 +46,7 @@ class EngineReplica:
             kind = type(error).__name__
             raise RuntimeError(f"{CAUSE}{kind}[{error.code}] {error.message}") from error
 
-    async def generate(self, request: Request) -> AsyncIterator[Sequence[Chunk]]:
+    async def generate(self, request: Request) -> AsyncIterator[list[Packed]]:
         """Stream an answer; a cancelled call frees its slot within one step.
 
         Raises:
@@ -53,7 +54,7 @@ class EngineReplica:
         """
         async with aclosing(batched(self._engine.generate(request))) as stream:
             async for chunks in stream:
-                yield chunks
+                yield pack(chunks)
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""

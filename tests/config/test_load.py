@@ -96,7 +96,10 @@ def test_a_missing_file_and_an_unknown_recipe(tmp_path: Path) -> None:
 def test_overrides_win_and_are_named_as_origin(tmp_path: Path) -> None:
     file = tmp_path / "raylm.yaml"
     file.write_text("train:\n  steps: 5\n  optimizer:\n    lr: 3e-4\n")
-    loaded = load_config(file, ["train.steps=7", "name=other", "data.paths=[a, b]"])
+    loaded = load_config(
+        file, ["train.steps=7", "name=other", "data.paths=[a, b]", "data.pattern=**/*.py"]
+    )
+    assert loaded.config.data.pattern == "**/*.py"
     assert loaded.config.train.steps == 7
     assert loaded.config.train.optimizer.lr == 3e-4
     assert loaded.config.data.paths == ("a", "b")

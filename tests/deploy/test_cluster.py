@@ -237,7 +237,7 @@ def test_a_private_cluster_ends_with_its_driver(
         _, said = driver.communicate(timeout=30)
         assert driver.returncode == code
         assert "***" not in said, "no stack trace of Ray's own signal handler"
-        assert wait_for_none(mark, 10) == []
+        assert wait_for_none(mark, 30) == []
     finally:
         watchdog.cancel()
         driver.kill()

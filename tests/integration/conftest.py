@@ -13,6 +13,7 @@ from raylm.deploy.connect import connect
 from raylm.pipeline import run
 from raylm.record import RunResult
 from raylm.store import Store
+from tests.integration.processes import stop_all
 
 TINY = """
 name: tiny
@@ -33,6 +34,12 @@ compress:
   max_samples: 16
   gate: {{max_kl: 0.1, min_top1_agreement: 0.8, max_perplexity_ratio: 1.05}}
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    stop_all()
 
 
 @pytest.fixture(scope="session")

@@ -12,16 +12,34 @@ from pathlib import Path
 
 import psutil
 
+_started: list[subprocess.Popen[str]] = []
+
 
 def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
-    """Start `raylm ARGUMENTS` on a store."""
-    return subprocess.Popen(
+    """Start `raylm ARGUMENTS` on a store; `stop_all` ends what a failed test leaves."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "raylm", *arguments],
         env={**os.environ, "RAYLM_STORE": str(store)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Shells start background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
+    _started.append(process)
+    return process
+
+
+def stop_all() -> None:
+    """End every process that still runs."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float) -> None:

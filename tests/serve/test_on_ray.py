@@ -362,7 +362,7 @@ def test_undeploy_finishes_running_answers_and_refuses_new_ones(endpoint, client
     assert refused.value.status_code == 503 and refused.value.code == "draining"
     assert refused.value.response.headers["retry-after"] == "5"
     running.join(60)
-    ending.join(60)
+    ending.join(180)
     assert found[0].usage.completion_tokens == 1500 and drained == [True]
     assert replicas("engine-tiny") == []
 
