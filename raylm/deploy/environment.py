@@ -36,6 +36,8 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
         # interfaces, unless it is told that this is no cluster of several machines.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # Ray runs workers at nice 15: any other load on the machine would starve replicas.
+        "RAY_worker_niceness": "0",
         # `down` has drained Serve before it ends the head, which else waits half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
@@ -56,6 +58,8 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
     low_grpc, high_grpc = ports.replica_grpc
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # With the default of 5 s, Serve kills its own proxy while the machine is busy.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(temp_dir / "haproxy-on-loopback"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -82,9 +86,11 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
 _WRAPPER = """#!/bin/sh
 # Written by raylm (deploy/environment.py). Ray's template lets HAProxy's statistics and
 # metrics listen on every interface; here they are moved to loopback before HAProxy reads it.
+# And with splice-request, HAProxy 2.8.25 does not notice a client that leaves.
 for file do
   case "$file" in
-    *.cfg) sed -i -E 's/^( *bind )[*]?:({stats}|{metrics})$/\\1127.0.0.1:\\2/' "$file" ;;
+    *.cfg) sed -i -E '/option +splice-request/d;
+      s/^( *bind )[*]?:({stats}|{metrics})$/\\1127.0.0.1:\\2/' "$file" ;;
   esac
 done
 exec '{binary}' "$@"
