@@ -127,7 +127,7 @@ def num_running(endpoint: Endpoint) -> float:
     return sum(figures(endpoint, "raylm_engine_requests_running"))
 
 
-def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def until(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
