@@ -299,6 +299,7 @@ def test_what_cannot_be_placed_fails_at_once(endpoint, store, model):
         deploy([model], config, EngineConfig(), cache_root=store.root / "engine")
 
 
+@pytest.mark.faults
 def test_killed_engine_breaks_its_streams_loudly_and_the_rest_goes_on(endpoint, client):
     ends: list[str] = []
 
@@ -321,6 +322,7 @@ def test_killed_engine_breaks_its_streams_loudly_and_the_rest_goes_on(endpoint, 
     wait_for_replicas(endpoint, 2)
 
 
+@pytest.mark.faults
 def test_killed_gateway_cuts_streams_so_that_the_client_notices(endpoint, client):
     ends: list[str] = []
 
