@@ -1,8 +1,8 @@
 """int8 weights of linear layers: symmetric, one scale per output channel, round to nearest.
 
 What is not a linear layer's weight stays: norms as they are; embeddings, and a head tied to
-them, rounded to bfloat16 (benchmarks/int8_embeddings.py measures what that costs and what
-int8 would).
+them, rounded to bfloat16: a lookup gains no speed from integers, and a tied head is what the
+likeliest token hangs on.
 """
 
 from __future__ import annotations
