@@ -67,21 +67,17 @@ def run_demo(
     Raises:
         RaylmError: a stage failed; the cluster is ended again if this call started it.
     """
-    from raylm.deploy.cluster import down, up
-    from raylm.deploy.record import read_record
+    from raylm.deploy.cluster import down, ensure_up
 
     started = time.monotonic()
     loaded = load_config("demo", overrides)
     store = Store(loaded.config.store)
-    record = read_record(store)
-    was_up = record is not None and record.is_alive
-    if loaded.config.cluster.address is None:
-        up(store, loaded.config.cluster, report=report)
+    started_here = ensure_up(store, loaded.config.cluster, report=report)
     try:
         run, url, model = _make_and_serve(loaded, store, report)
         answer, first_token_s = _ask(url, model, report, show)
     except BaseException:
-        if not was_up and loaded.config.cluster.address is None:
+        if started_here:
             down(store, drain_s=0, report=report)
         raise
     seconds = time.monotonic() - started

@@ -76,14 +76,14 @@ def serve(
     opened = Store(store or loaded.config.store)
     refs = models or list(loaded.config.serve.models) or [_last_model(opened, loaded)]
     with progress() as report:
-        started_here = _ensure_cluster(opened, loaded, report)
+        from raylm.deploy.cluster import down, ensure_up
+
+        started_here = ensure_up(opened, loaded.config.cluster, report=report)
         try:
             _serve(opened, loaded, refs, detach, output, report)
         except BaseException:
             # Ctrl-C in the foreground, too: what this command started ends with it.
             if started_here:
-                from raylm.deploy.cluster import down
-
                 down(opened, drain_s=0, report=report)
             raise
 
@@ -158,20 +158,6 @@ def endpoint_text(endpoint: Endpoint) -> str:
             "",
         ]
     )
-
-
-def _ensure_cluster(store: Store, loaded: Loaded, report: Report) -> bool:
-    """Have a cluster; whether it was started just now."""
-    from raylm.deploy.cluster import up
-    from raylm.deploy.record import read_record
-
-    if loaded.config.cluster.address is not None:
-        return False
-    record = read_record(store)
-    if record is not None and record.is_alive:
-        return False
-    up(store, loaded.config.cluster, report=report)
-    return True
 
 
 def _last_model(store: Store, loaded: Loaded) -> str:

@@ -47,5 +47,5 @@ async def _round(engine: Engine, number: int) -> float:
         return count
 
     counts = await asyncio.gather(*(one(index) for index in range(_BATCH)))
-    # From the last first token on, everybody decodes.
+    # From the earliest first token on: prompts that are still being read count as time.
     return (sum(counts) - _BATCH) / (time.perf_counter() - min(first_s))

@@ -41,7 +41,7 @@ from raylm.errors import HostError
 from raylm.progress import Report, Tick, silent
 from raylm.store import Store
 
-__all__ = ["ClusterInfo", "Stopped", "connect", "down", "up"]
+__all__ = ["ClusterInfo", "Stopped", "connect", "down", "ensure_up", "up"]
 
 START_TIMEOUT_S = 120.0
 """Ten to fifteen seconds on two idle cores; a machine under load takes many times as long."""
@@ -89,6 +89,19 @@ def up(
                     raise
                 report(Tick("cluster", f"{error.message}; trying again"))
         return _start(store, config, report, timeout_s)
+
+
+def ensure_up(store: Store, config: ClusterConfig, *, report: Report = silent) -> bool:
+    """Have a cluster to work on; whether this call started it, and so should end it.
+
+    Raises:
+        HostError: it does not start.
+    """
+    info = read_record(store)
+    if config.address is not None or (info is not None and info.is_alive):
+        return False
+    up(store, config, report=report)
+    return True
 
 
 def down(store: Store, *, drain_s: float = 30.0, report: Report = silent) -> Stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,31 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(path: Path, offset: int = 0) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a metrics file; a half-written last one is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        file.seek(offset)
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    yield from MetricsTail(path).new()
+
+
+class MetricsTail:
+    """Reads what was added to a metrics file since the last look, and only that."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._offset = 0, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Whole lines not seen yet; all of them again after a resume has replaced the file."""
+        try:
+            file = self._path.open(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                self._inode, self._offset = inode, 0
+            file.seek(self._offset)
+            whole, _, _ = file.read().rpartition("\n")
+        if not whole:
+            return []
+        self._offset += len(whole.encode()) + 1
+        return [json.loads(line) for line in whole.split("\n")]

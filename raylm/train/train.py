@@ -18,7 +18,7 @@ from raylm.progress import Tick
 from raylm.remote import translate
 from raylm.stage import CHECKPOINTS, Context
 from raylm.train.loop import Job, train_loop
-from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.metrics import METRICS, MetricsTail, read_metrics
 
 CODE_VERSION = 1
 
@@ -155,14 +155,12 @@ def _watch(context: Context, config: TrainConfig) -> Iterator[None]:
     stop = threading.Event()
 
     def follow() -> None:
-        shown = 0
         context.report(Tick("train", f"starting {config.workers} workers"))
+        tail = MetricsTail(context.work / METRICS)
         while not stop.wait(0.5):
-            lines = list(read_metrics(context.work / METRICS))
-            steps = [line for line in lines if "loss" in line]
-            if len(lines) > shown and steps:
+            steps = [line for line in tail.new() if "loss" in line]
+            if steps:
                 context.report(_tick(steps[-1], config))
-            shown = len(lines)
 
     thread = threading.Thread(target=follow, name="raylm-train-watch", daemon=True)
     thread.start()

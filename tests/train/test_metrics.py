@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from raylm.train.metrics import MetricsLog, read_metrics
+from raylm.train.metrics import MetricsLog, MetricsTail, read_metrics
 
 
 def test_a_resumed_log_forgets_steps_after_the_checkpoint(tmp_path: Path) -> None:
@@ -20,3 +20,17 @@ def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2')
     assert [line["step"] for line in read_metrics(path)] == [1]
     assert list(read_metrics(tmp_path / "none")) == []
+
+
+def test_a_tail_reads_each_line_once_and_anew_when_the_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.new() == []
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert tail.new() == [{"step": 1}]
+    with path.open("a") as file:
+        file.write('0}\n{"step": 3}\n')
+    assert tail.new() == [{"step": 20}, {"step": 3}]
+    assert tail.new() == []
+    MetricsLog(path, from_step=3).close()
+    assert tail.new() == [{"step": 1}, {"step": 3}]
