@@ -135,26 +135,43 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw["schema_version"] > SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{file} was written by a newer raylm (schema {raw['schema_version']})",
-                code="artifact-newer",
-                hint="upgrade raylm",
-            )
-        raw["files"] = tuple(FileEntry(**entry) for entry in raw["files"])
-        raw["parents"] = tuple(raw["parents"])
-        return Manifest(**raw)
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{folder} has no {MANIFEST}: it is not a complete artifact",
             code="artifact-missing",
             hint="run the stage again; half-written folders are never used",
         ) from error
+    except ValueError as error:
+        raise _no_manifest(file, error) from error
+    return parse_manifest(text, file)
+
+
+def parse_manifest(text: str, place: object) -> Manifest:
+    """A manifest from its JSON text; `place` names it in errors.
+
+    Raises:
+        ArtifactError: it is no manifest, or one of a newer raylm.
+    """
+    try:
+        raw = json.loads(text)
+        if raw["schema_version"] > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{place} was written by a newer raylm (schema {raw['schema_version']})",
+                code="artifact-newer",
+                hint="upgrade raylm",
+            )
+        raw["files"] = tuple(FileEntry(**entry) for entry in raw["files"])
+        raw["parents"] = tuple(raw["parents"])
+        return Manifest(**raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{file} is not a manifest: {error}", code="artifact-altered", hint=_REMAKE
-        ) from error
+        raise _no_manifest(place, error) from error
+
+
+def _no_manifest(place: object, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{place} is not a manifest: {error}", code="artifact-altered", hint=_REMAKE
+    )
 
 
 _REMAKE = "remove it (`raylm models rm`) and run the stage that makes it again"
@@ -242,6 +259,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a HostError that names the place."""
@@ -255,7 +275,7 @@ def disk_errors(place: Path) -> Iterator[None]:
                 hint="free some space, or set `store` to a folder on another disk; "
                 "what was complete is kept and `raylm run` goes on from there",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _FORBIDDEN:
             raise HostError(
                 f"{place} cannot be written: {error.strerror}",
                 code="disk-forbidden",

@@ -7,15 +7,21 @@
     <store>/locks, verified, cluster                  this machine's own
 
 Every change is a rename of something complete; several processes may share a store.
+
+A store given by URL keeps artifacts and index in a bucket, which several machines share. Its
+folder here is then a cache: an artifact is downloaded once, verified, and mapped from it; what
+was committed while the bucket could not be reached is uploaded the next time it is asked for.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -23,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +53,25 @@ from raylm.artifact import (
     verify,
     write_atomic,
 )
-from raylm.errors import ArtifactError, ConfigError, nearest
+from raylm.bucket import Bucket, is_url
+from raylm.errors import ArtifactError, nearest
 
 _LIBRARIES = ("ray", "torch", "deepspeed", "transformers", "openvino", "compressed-tensors")
 
 
-def default_root() -> Path:
+def default_place() -> str:
     """$RAYLM_STORE, or ~/.raylm."""
-    return Path(os.environ.get("RAYLM_STORE") or "~/.raylm").expanduser().absolute()
+    return os.environ.get("RAYLM_STORE") or "~/.raylm"
+
+
+def local_root(place: str) -> Path:
+    """The folder on this machine of a store: itself, or a bucket's cache."""
+    if not is_url(place):
+        return Path(place).expanduser().absolute()
+    place = place.partition("?")[0].rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", place)
+    digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+    return Path("~/.raylm/buckets").expanduser().absolute() / f"{name}-{digest}"
 
 
 class Draft:
@@ -107,34 +125,39 @@ class Draft:
 
 
 class Store:
-    """A folder of artifacts and runs."""
+    """A folder of artifacts and runs, or a bucket with a folder here as its cache."""
 
-    def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root).expanduser().absolute() if root else default_root()
-        if root and "://" in str(root):
-            raise ConfigError(
-                f"store={root}: only folders can hold a store",
-                code="store-not-a-folder",
-                hint="mount the bucket, or give a folder",
-            )
+    def __init__(self, place: str | Path | None = None) -> None:
+        self.place = str(place or default_place())
+        self.root = local_root(self.place)
         with disk_errors(self.root):
             for folder in (*KINDS, "index", "runs", "engine", "locks", "verified", "drafts"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._sweep_drafts()
+
+    @cached_property
+    def _bucket(self) -> Bucket | None:
+        # Late: what only needs the folder here (`raylm down`) works without a network.
+        return Bucket(self.place) if is_url(self.place) else None
 
     # Making ------------------------------------------------------------------------------
 
     @contextmanager
     def draft(self, kind: Kind, name: str) -> Iterator[Draft]:
         """A new folder to fill and commit; removed if it is not committed."""
+        with disk_errors(self.root), self._draft_folder() as path:
+            yield Draft(self, kind, name, path)
+
+    @contextmanager
+    def _draft_folder(self) -> Iterator[Path]:
+        """A new empty folder that a sweep removes if this process is killed."""
         owner = f"{socket.gethostname()}~{os.getpid()}~{int(psutil.Process().create_time())}"
         path = self.root / "drafts" / f"{owner}~{os.urandom(4).hex()}"
-        with disk_errors(self.root):
-            path.mkdir()
-            try:
-                yield Draft(self, kind, name, path)
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _sweep_drafts(self) -> None:
         """Remove what a killed process of this machine left half-made."""
@@ -146,32 +169,51 @@ class Store:
 
     def remember(self, stage_key: str, artifact: Artifact) -> None:
         """Record that the stage with this key has this result."""
-        write_atomic(
-            self.root / "index" / f"{stage_key}.json",
-            json.dumps({"ref": artifact.ref, "digest": artifact.digest}) + "\n",
-        )
+        # Here first: what cannot be uploaded now is not lost.
+        entry = json.dumps({"ref": artifact.ref, "digest": artifact.digest}) + "\n"
+        write_atomic(self._index(stage_key), entry)
+        if self._bucket is not None:
+            self._bucket.push(artifact)
+            self._bucket.remember(stage_key, entry)
+            self._index(stage_key).unlink(missing_ok=True)
 
     # Finding -----------------------------------------------------------------------------
 
     def find(self, stage_key: str) -> Artifact | None:
         """The result of the stage with this key, if it is there and sound."""
-        entry = self.root / "index" / f"{stage_key}.json"
+        bucket = self._bucket
         try:
-            ref = json.loads(entry.read_text(encoding="utf-8"))["ref"]
-            return self.open(self.root / ref)
+            ref = bucket.recall(stage_key) if bucket is not None else None
+            is_pending = ref is None
+            if is_pending:
+                ref = json.loads(self._index(stage_key).read_text(encoding="utf-8"))["ref"]
+            artifact = self.open(self.root / str(ref))
         except (FileNotFoundError, ValueError, KeyError):
             return None
         except ArtifactError as error:
             if error.code == "artifact-missing":
                 return None
             raise
+        if bucket is not None and is_pending:
+            self.remember(stage_key, artifact)
+        elif bucket is not None:
+            # Another machine may have removed it, and here it is needed again.
+            bucket.push(artifact)
+        return artifact
+
+    def _index(self, stage_key: str) -> Path:
+        return self.root / "index" / f"{stage_key}.json"
 
     def open(self, path: Path) -> Artifact:
         """Open an artifact: manifest and sizes always, hashes once per machine.
 
+        One that lies in the bucket alone is downloaded first.
+
         Raises:
             ArtifactError: it is incomplete or altered.
         """
+        if self._bucket is not None and not (path / MANIFEST).exists():
+            self._download(self._bucket, path)
         artifact = Artifact(path, read_manifest(path))
         check_sizes(path, artifact.manifest)
         stamp = self.root / "verified" / socket.gethostname() / artifact.digest
@@ -180,6 +222,19 @@ class Store:
             self.mark_verified(artifact)
         return artifact
 
+    def _download(self, bucket: Bucket, path: Path) -> None:
+        ref = path.relative_to(self.root).as_posix()
+        with self.lock(f"download-{path.name}"), disk_errors(self.root):
+            if (path / MANIFEST).exists():
+                return
+            with self._draft_folder() as folder:
+                bucket.pull(ref, folder)
+                verify(Artifact(folder, read_manifest(folder)))
+                sync_tree(folder)
+                shutil.rmtree(path, ignore_errors=True)
+                folder.rename(path)
+                sync_folder(path.parent)
+
     def mark_verified(self, artifact: Artifact) -> None:
         """Note that this machine has hashed these very files (size and time of each)."""
         folder = self.root / "verified" / socket.gethostname()
@@ -187,16 +242,31 @@ class Store:
         write_atomic(folder / artifact.digest, _times(artifact))
 
     def list(self, kind: Kind | None = None) -> list[Artifact]:
-        """All complete artifacts, oldest first, sizes and hashes unchecked."""
-        found = []
-        for folder in (kind,) if kind else KINDS:
-            for path in (self.root / folder).iterdir():
-                with suppress(ArtifactError):
-                    found.append(Artifact(path, read_manifest(path)))
+        """All complete artifacts, oldest first, sizes and hashes unchecked.
+
+        Of a bucket: what lies in it, whether it was downloaded or not.
+        """
+        kinds = (kind,) if kind else KINDS
+        if self._bucket is not None:
+            found = self._bucket.list(self.root, kinds)
+        else:
+            found = []
+            for folder in kinds:
+                for path in (self.root / folder).iterdir():
+                    with suppress(ArtifactError):
+                        found.append(Artifact(path, read_manifest(path)))
         return sorted(found, key=lambda a: (a.manifest.created, a.ref))
 
     def resolve(self, text: str, kind: Kind | None = None) -> Artifact:
-        """Find an artifact by ref, name, digest, or a unique prefix; a name means its newest.
+        """Find and open an artifact by ref, name, digest, or a unique prefix of them.
+
+        Raises:
+            ArtifactError: nothing or several things fit, or it is altered.
+        """
+        return self.open(self.locate(text, kind).path)
+
+    def locate(self, text: str, kind: Kind | None = None) -> Artifact:
+        """Find an artifact as `resolve` does, looking at its manifest only.
 
         Raises:
             ArtifactError: nothing or several things fit; the nearest name is offered.
@@ -211,9 +281,9 @@ class Store:
             if a.digest.startswith(wanted) or a.ref.partition("/")[2].startswith(wanted)
         ]
         if exact or named:
-            return self.open((exact or named[-1:])[0].path)
+            return (exact or named[-1:])[0]
         if len(prefixed) == 1 and wanted:
-            return self.open(prefixed[0].path)
+            return prefixed[0]
         names = sorted({a.manifest.name for a in all_of_kind})
         close = nearest(text, names)
         what = kind or "artifact"
@@ -221,7 +291,7 @@ class Store:
             listed = ", ".join(a.ref for a in prefixed[:5])
             raise ArtifactError(f"{text!r} fits several: {listed}", code="artifact-ambiguous")
         raise ArtifactError(
-            f"there is no {what} {text!r} in {self.root}",
+            f"there is no {what} {text!r} in {self.place.partition('?')[0]}",
             code="artifact-not-found",
             hint=f"did you mean {close!r}?" if close else "`raylm models ls` shows what is there",
         )
@@ -245,6 +315,8 @@ class Store:
                 code="artifact-has-descendants",
                 hint="remove those first",
             )
+        if self._bucket is not None:
+            self._bucket.remove(artifact)
         # The manifest goes first: from then on the folder does not count.
         (artifact.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(artifact.path, ignore_errors=True)

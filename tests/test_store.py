@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raylm.artifact import Artifact, Kind
-from raylm.errors import ArtifactError, ConfigError, HostError
+from raylm.errors import ArtifactError, HostError
 from raylm.store import Store, stage_key
 
 
@@ -149,12 +149,12 @@ def test_the_stage_key_depends_on_each_part() -> None:
     assert len(keys) == 5
 
 
-def test_a_url_or_a_forbidden_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only folders"):
-        Store("s3://bucket/x")
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises((HostError, NotADirectoryError)):
-        Store(tmp_path / "file" / "store")
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(HostError) as caught:
+            Store(place)
+        assert caught.value.code == "disk-forbidden"
 
 
 def _hold(root: str, name: str, seconds: float, order: "multiprocessing.Queue[str]") -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylm.cli.options import Config, StorePath, open_store
+from raylm.cli.options import Config, StorePlace, open_store
 from raylm.cli.output import say
 from raylm.errors import ConfigError, HostError, RequestError, nearest
 
@@ -41,7 +41,7 @@ def chat(
         float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")
     ] = 0.7,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
 ) -> None:
     """Talk to a served model; Ctrl-D ends. What is piped in is one message.
 

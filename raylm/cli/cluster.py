@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylm.cli.options import Config, Output, Sets, StorePath, open_store, read_config
+from raylm.cli.options import Config, Output, Sets, StorePlace, open_store, read_config
 from raylm.cli.output import emit, human_s, say, table
 from raylm.cli.progress import progress
 from raylm.errors import ConfigError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def up(
-    config: Config = None, sets: Sets = None, store: StorePath = None, output: Output = "text"
+    config: Config = None, sets: Sets = None, store: StorePlace = None, output: Output = "text"
 ) -> None:
     """Start a Ray cluster for this store on this machine; one that is up stays as it is."""
     loaded = read_config(config, sets)
@@ -40,7 +40,7 @@ def down(
         float, typer.Option("--drain-s", min=0, help="Seconds that running answers may take.")
     ] = 30.0,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Finish running answers, then end every process of this store's cluster."""
@@ -57,7 +57,7 @@ def down(
     emit(stopped.to_dict(), text, output)
 
 
-def status(config: Config = None, store: StorePath = None, output: Output = "text") -> None:
+def status(config: Config = None, store: StorePlace = None, output: Output = "text") -> None:
     """The cluster, what is deployed on it, and where it answers."""
     opened = open_store(store, config)
     from raylm.deploy.status import status as look
@@ -77,7 +77,7 @@ def logs(
     ] = None,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Lines of each log.")] = 20,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """The last lines of the cluster's logs, the last written last; `-n 0` only their paths."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from raylm.cli.options import Config, Output, Sets, StorePath, read_config
+from raylm.cli.options import Config, Output, Sets, StorePlace, read_config
 from raylm.cli.output import emit, table
 from raylm.errors import HostError
 
 
 def doctor(
-    config: Config = None, sets: Sets = None, store: StorePath = None, output: Output = "text"
+    config: Config = None, sets: Sets = None, store: StorePlace = None, output: Output = "text"
 ) -> None:
     """Look whether this machine has what is needed; exit code 3 if something is missing."""
     loaded = read_config(config, sets)
     from raylm.deploy.host import examine
-    from raylm.store import default_root
+    from raylm.store import default_place
 
-    root = store or loaded.config.store or default_root()
-    checks = examine(loaded.config, root)
+    place = store or loaded.config.store or default_place()
+    checks = examine(loaded.config, place)
     bad = [check for check in checks if check.state == "fail"]
     text = table(("", "what", "found"), [(c.state, c.name, c.found) for c in checks])
     remedies = [f"{c.name}: {c.remedy}" for c in checks if c.remedy]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylm.cli.options import Config, Output, StorePath, open_store
+from raylm.cli.options import Config, Output, StorePlace, open_store
 from raylm.cli.output import emit, human_bytes, say, table
 from raylm.errors import ArtifactError, ConfigError
 
@@ -28,7 +28,7 @@ Ref = Annotated[str, typer.Argument(help="A ref, a name (its newest), a digest, 
 def list_models(
     every: Annotated[bool, typer.Option("--all", help="Data sets and reports too.")] = False,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Models in the store, oldest first."""
@@ -44,10 +44,12 @@ def list_models(
 
 
 @app.command("show")
-def show(ref: Ref, config: Config = None, store: StorePath = None, output: Output = "text") -> None:
+def show(
+    ref: Ref, config: Config = None, store: StorePlace = None, output: Output = "text"
+) -> None:
     """An artifact: what it is, what it was made from, what was measured of it."""
     opened = open_store(store, config)
-    found = opened.resolve(ref)
+    found = opened.locate(ref)
     data = json.loads(found.manifest.to_json()) | {
         "ref": found.ref,
         "path": str(found.path),
@@ -75,13 +77,13 @@ def verify(
         typer.Argument(help="What to verify. [default: everything]", show_default=False),
     ] = None,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Hash every file again and compare with the manifest; exit code 1 if one differs."""
     opened = open_store(store, config)
-    chosen = [opened.resolve(ref) for ref in refs] if refs else opened.list()
-    results = [_verify(found) for found in chosen]
+    chosen = [opened.locate(ref) for ref in refs] if refs else opened.list()
+    results = [_verify(opened, found) for found in chosen]
     text = "\n".join(f"{'ok     ' if r['ok'] else 'ALTERED'}  {r['ref']}" for r in results)
     emit(results, text, output)
     bad = [r for r in results if not r["ok"]]
@@ -98,11 +100,11 @@ def remove(
     refs: Annotated[list[str], typer.Argument(help="What to remove; a name means its newest.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
 ) -> None:
     """Remove artifacts and what engines derived from them; refused while others descend."""
     opened = open_store(store, config)
-    chosen = [_resolve_to_remove(opened, ref) for ref in refs]
+    chosen = [opened.locate(ref) for ref in refs]
     if not yes:
         names = ", ".join(f"{a.ref} ({human_bytes(a.size_bytes)})" for a in chosen)
         if not sys.stdin.isatty():
@@ -114,17 +116,6 @@ def remove(
     for found in chosen:
         opened.remove(found)
         say(f"removed {found.ref}")
-
-
-def _resolve_to_remove(store: Store, ref: str) -> Artifact:
-    try:
-        return store.resolve(ref)
-    except ArtifactError as error:
-        # An altered artifact cannot be opened, and its error says to remove it.
-        same = [a for a in store.list() if ref in (a.ref, a.path.name, a.digest, a.manifest.name)]
-        if error.code != "artifact-altered" or not same:
-            raise
-        return same[-1]
 
 
 def _row(found: Artifact) -> dict[str, Any]:
@@ -141,11 +132,11 @@ def _row(found: Artifact) -> dict[str, Any]:
     }
 
 
-def _verify(found: Artifact) -> dict[str, Any]:
+def _verify(store: Store, found: Artifact) -> dict[str, Any]:
     from raylm import artifact as artifacts
 
     try:
-        artifacts.verify(found)
+        artifacts.verify(store.open(found.path))
     except ArtifactError as error:
         return {"ref": found.ref, "ok": False, "error": error.message}
     return {"ref": found.ref, "ok": True}

@@ -33,12 +33,13 @@ Sets = Annotated[
         show_default=False,
     ),
 ]
-StorePath = Annotated[
-    Path | None,
+StorePlace = Annotated[
+    str | None,
     typer.Option(
         "--store",
-        metavar="FOLDER",
-        help="Folder of artifacts and runs. [default: the config's, $RAYLM_STORE or ~/.raylm]",
+        metavar="PLACE",
+        help="Folder of artifacts and runs, or s3:// or gs:// URL. [default: the config's, "
+        "$RAYLM_STORE or ~/.raylm]",
         show_default=False,
     ),
 ]
@@ -57,7 +58,7 @@ def read_config(config: str | None, sets: list[str] | None = None) -> Loaded:
     return load_config(config, sets or [])
 
 
-def open_store(store: Path | None, config: str | None = None) -> Store:
+def open_store(store: str | None, config: str | None = None) -> Store:
     """The store of a command line."""
     from raylm.store import Store
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylm.cli.options import Config, Output, Sets, StorePath, read_config
+from raylm.cli.options import Config, Output, Sets, StorePlace, read_config
 from raylm.cli.output import emit, human_s, table
 from raylm.cli.progress import progress
 
@@ -53,7 +52,7 @@ def run(
     force: Force = None,
     dry_run: DryRun = False,
     resume: Resume = True,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Run the stages data, train, evaluate, compress of a configuration.
@@ -69,7 +68,7 @@ def data(
     sets: Sets = None,
     force: Force = None,
     dry_run: DryRun = False,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Clean and split the text, train the tokenizer, pack token shards."""
@@ -82,7 +81,7 @@ def train(
     force: Force = None,
     dry_run: DryRun = False,
     resume: Resume = True,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Train the model, after the stages that it needs."""
@@ -94,7 +93,7 @@ def evaluate(
     sets: Sets = None,
     force: Force = None,
     dry_run: DryRun = False,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Measure the model on held-out text, after the stages that this needs."""
@@ -106,7 +105,7 @@ def compress(
     sets: Sets = None,
     force: Force = None,
     dry_run: DryRun = False,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Make the model smaller and compare; exit code 4 if the gate is not met."""
@@ -121,7 +120,7 @@ def _run(
     force: list[str] | None,
     dry_run: bool,
     resume: bool,
-    store: Path | None,
+    store: str | None,
     output: str,
 ) -> None:
     loaded = read_config(config, sets)

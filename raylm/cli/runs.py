@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylm.cli.options import Config, Output, StorePath, open_store
+from raylm.cli.options import Config, Output, StorePlace, open_store
 from raylm.cli.output import emit, human_s, say, table
 from raylm.errors import ConfigError, nearest
 
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, help="List and sh
 
 
 @app.command("ls")
-def list_runs(config: Config = None, store: StorePath = None, output: Output = "text") -> None:
+def list_runs(config: Config = None, store: StorePlace = None, output: Output = "text") -> None:
     """Runs of the store, oldest first."""
     records = _records(open_store(store, config))
     rows = [
@@ -48,7 +48,7 @@ def list_runs(config: Config = None, store: StorePath = None, output: Output = "
 def show(
     run: Annotated[str, typer.Argument(help="A run's id, or its start.")],
     config: Config = None,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """A run: its stages, their results, and the last line of its metrics."""

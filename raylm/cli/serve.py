@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylm.cli.options import Config, Output, Sets, StorePath, read_config
+from raylm.cli.options import Config, Output, Sets, StorePlace, read_config
 from raylm.cli.output import emit, say
 from raylm.cli.progress import progress
 from raylm.errors import ConfigError, HostError
@@ -61,7 +61,7 @@ def serve(
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when it answers; `raylm down` ends it.")
     ] = False,
-    store: StorePath = None,
+    store: StorePlace = None,
     output: Output = "text",
 ) -> None:
     """Put models behind an OpenAI-compatible endpoint, starting a cluster where none is up.

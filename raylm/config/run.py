@@ -25,7 +25,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Decides the split, the first weights and the order of samples."""
     store: Annotated[str | None, OUTSIDE_KEY] = None
-    """Folder of artifacts and runs; None takes $RAYLM_STORE or ~/.raylm."""
+    """Folder of artifacts and runs, or an s3:// or gs:// URL of artifacts; None takes
+    $RAYLM_STORE or ~/.raylm."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,14 +30,13 @@ from raylm.deploy.environment import (
     sweep_temp_dirs,
     temp_dir_for,
 )
+from raylm.deploy.guardian import FATE_SHARING_S, guardian
 from raylm.deploy.head import START_ATTEMPTS, num_cpus, start_error
 from raylm.deploy.ports import LOOPBACK, choose_ports, is_listening
 from raylm.deploy.record import read_record, store_token
 from raylm.errors import HostError, MissingExtra
 from raylm.progress import Report, Tick, silent
 from raylm.store import Store
-
-_FATE_SHARING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ def _private(store: Store, config: ClusterConfig, report: Report) -> Iterator[Co
     report(Tick("cluster", "starting a private Ray cluster"))
     prepare_temp_dir(temp_dir, ports)
     try:
-        with _environment(env):
+        with guardian(cluster_id), _environment(env):
             _init(
                 "a private Ray cluster does not start",
                 address="local",
@@ -147,12 +145,7 @@ def _private(store: Store, config: ClusterConfig, report: Report) -> Iterator[Co
 
 def _end_private(cluster_id: str) -> None:
     """Give Ray's processes the time to end by themselves, then end what is left."""
-    deadline = time.monotonic() + _FATE_SHARING_S
-    while owned.marked(owned.MARK, cluster_id):
-        if time.monotonic() > deadline:
-            owned.stop(lambda: owned.marked(owned.MARK, cluster_id), term_s=1, kill_s=2)
-            return
-        time.sleep(0.05)
+    owned.stop_late(lambda: owned.marked(owned.MARK, cluster_id), patience_s=FATE_SHARING_S)
 
 
 @contextmanager

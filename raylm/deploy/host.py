@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import psutil
 
+from raylm.bucket import Bucket, is_url
 from raylm.config.run import RunConfig
 from raylm.deploy.ports import are_free, choose_ports
-from raylm.errors import HostError
+from raylm.errors import HostError, RaylmError
+from raylm.store import local_root
 
 GIB = 2**30
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -49,12 +51,13 @@ class Check:
 
 def examine(config: RunConfig, store: str | Path) -> list[Check]:
     """Look at everything; changes nothing but for a file written to the store and removed."""
-    root = Path(store).expanduser().absolute()
+    root = local_root(str(store))
     return [
         Check("python", "ok", platform.python_version()),
         *_packages(),
         _cores(config),
         _memory(),
+        *_bucket(str(store)),
         _writable(root),
         _disk("disk of the store", root, need_gib=1, want_gib=5),
         _disk("disk of /tmp", Path("/tmp"), need_gib=0.5, want_gib=2),
@@ -90,6 +93,14 @@ def _pins() -> dict[str, str]:
         found = (re.match(r"([\w.-]+)(?:\[[^\]]*\])?\s*==\s*([\w.]+)", line) for line in lines)
         return {m[1]: m[2] for m in found if m}
     return {}
+
+
+def _bucket(store: str) -> Iterator[Check]:
+    if is_url(store):
+        try:
+            yield Check("bucket", "ok", Bucket(store).place)
+        except RaylmError as error:
+            yield Check("bucket", "fail", error.message, error.hint)
 
 
 def _cores(config: RunConfig) -> Check:

@@ -92,6 +92,16 @@ def stop(find: Find, *, term_s: float = 5.0, kill_s: float = 5.0) -> tuple[int, 
     return len(seen), pids
 
 
+def stop_late(find: Find, *, patience_s: float) -> None:
+    """Give what `find` returns the time to end by itself, then end what is left."""
+    deadline = time.monotonic() + patience_s
+    while find():
+        if time.monotonic() > deadline:
+            stop(find, term_s=1, kill_s=2)
+            return
+        time.sleep(0.05)
+
+
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):

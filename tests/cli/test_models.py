@@ -58,7 +58,7 @@ def test_rm_asks_first_and_keeps_what_others_need(
 def test_rm_removes_an_altered_artifact(raylm, models: tuple[Artifact, Artifact]) -> None:
     _, child = models
     (child.path / "weights").write_bytes(b"")
-    assert raylm("models", "show", child.ref).code == 1
+    assert raylm("models", "verify", child.ref).code == 1
     assert raylm("models", "rm", child.ref, "--yes").code == 0
     assert not child.path.exists()
 
