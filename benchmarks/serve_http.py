@@ -27,7 +27,8 @@ from raylm.config.engine import EngineConfig
 from raylm.store import Store
 
 CLIENTS = (1, 8, 32)
-WAVES = 3
+ANSWERS = 30
+"""At each number of clients, in three waves at least."""
 THREADS = 1
 
 
@@ -65,16 +66,18 @@ def model_folder(given: str | None, made: Path) -> Path:
     from raylm.model.build import llama_config, save_model
     from raylm.model.presets import PRESETS
 
-    made.mkdir()
+    parts = made.with_name("tokenizer")
+    for folder in (made, parts):
+        folder.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: number for number, symbol in enumerate(alphabet)}
     vocab |= {f"<{number}>": number for number in range(len(vocab), 32000)}
     tokenizer = Tokenizer(models.BPE(vocab, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.save(str(made / "tokenizer.json"))
+    tokenizer.save(str(parts / "tokenizer.json"))
     torch.manual_seed(0)
     model = LlamaForCausalLM(llama_config(PRESETS["llama-10m"], 32000, {}))
-    save_model(model.config, model.state_dict(), made, made)
+    save_model(model.config, model.state_dict(), parts, made)
     return made
 
 
@@ -98,7 +101,7 @@ async def measure(clients: int, arguments: argparse.Namespace, ask: Tokens) -> d
             count += tokens
         return count
 
-    for wave in range(WAVES + 1):
+    for wave in range(max(3, ANSWERS // clients) + 1):
         started = time.perf_counter()
         every = prompts(clients * (wave + 1), arguments.prompt)[-clients:]
         counts = await asyncio.gather(*(one(prompt) for prompt in every))
@@ -150,7 +153,7 @@ def over_http(
     store: Store, model: Path, config: EngineConfig, arguments: argparse.Namespace
 ) -> dict[int, dict[str, float]]:
     """The same behind the gateway, asked by plain HTTP clients that read every event."""
-    import httpx
+    import aiohttp
 
     from raylm.deploy.cluster import connect, down, up
 
@@ -172,23 +175,25 @@ def over_http(
                     "temperature": 0, "ignore_eos": True, "stream": True,
                     "stream_options": {"include_usage": True},
                 }  # fmt: skip
-                async with client.stream("POST", "completions", json=body) as response:
-                    assert response.status_code == 200, await response.aread()
+                async with client.post("completions", json=body) as response:
+                    assert response.status == 200, await response.text()
                     told = 0
-                    async for line in response.aiter_lines():
-                        if not line.startswith("data: {"):
+                    async for line in response.content:
+                        if not line.startswith(b"data: {"):
                             continue
-                        usage = json.loads(line[6:]).get("usage")
-                        if usage:
-                            yield usage["completion_tokens"] - told
-                        elif told == 0:
+                        if told == 0:
                             told = 1
                             yield 1
+                        elif b'"usage": {' in line:
+                            yield json.loads(line[6:])["usage"]["completion_tokens"] - told
 
-            client = httpx.AsyncClient(
-                base_url=endpoint.url, timeout=300, limits=httpx.Limits(max_connections=64)
-            )
-            return each(lambda clients: measure(clients, arguments, ask))
+            async def run(clients: int) -> dict[str, float]:
+                nonlocal client
+                async with aiohttp.ClientSession(endpoint.url + "/") as client:
+                    return await measure(clients, arguments, ask)
+
+            client: aiohttp.ClientSession
+            return each(run)
     finally:
         down(store, drain_s=0)
 

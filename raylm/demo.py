@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylm.config import Loaded, load_config
 from raylm.progress import Report, Tick, silent
 from raylm.record import RunResult
+from raylm.serve.howto import KEY_VARIABLE, curl_line, python_script
 from raylm.store import Store
 
+if TYPE_CHECKING:
+    from raylm.serve.app import Endpoint
+
 PROMPT = "import os\n\n\ndef "
+_ASK = "def main("
 _ANSWER_TOKENS = 96
 
 
@@ -24,6 +29,7 @@ class DemoResult:
     run: RunResult
     url: str
     model: str
+    needs_key: bool
     answer: str
     first_token_s: float
     seconds: float
@@ -36,21 +42,12 @@ class DemoResult:
     @property
     def curl(self) -> str:
         """A line for the shell that asks the endpoint."""
-        return (
-            f"curl {self.url}/completions -H 'Content-Type: application/json' "
-            f'-d \'{{"model": "{self.model}", "prompt": "def main(", "max_tokens": 48}}\''
-        )
+        return curl_line(self.url, self.model, _ASK, needs_key=self.needs_key)
 
     @property
     def python(self) -> str:
         """A script that asks the endpoint with the official client."""
-        return (
-            "from openai import OpenAI\n\n"
-            f'client = OpenAI(base_url="{self.url}", api_key="none")\n'
-            f'answer = client.completions.create(model="{self.model}", '
-            'prompt="def main(", max_tokens=48)\n'
-            "print(answer.choices[0].text)"
-        )
+        return python_script(self.url, self.model, _ASK, needs_key=self.needs_key)
 
 
 def run_demo(
@@ -74,18 +71,27 @@ def run_demo(
     store = Store(loaded.config.store)
     started_here = ensure_up(store, loaded.config.cluster, report=report)
     try:
-        run, url, model = _make_and_serve(loaded, store, report)
-        answer, first_token_s = _ask(url, model, report, show)
+        run, endpoint = _make_and_serve(loaded, store, report)
+        answer, first_token_s = _ask(endpoint.url, endpoint.models[0], report, show)
     except BaseException:
         if started_here:
             down(store, drain_s=0, report=report)
         raise
     seconds = time.monotonic() - started
-    return DemoResult(run, url, model, answer, round(first_token_s, 3), round(seconds, 1))
+    return DemoResult(
+        run=run,
+        url=endpoint.url,
+        model=endpoint.models[0],
+        needs_key=endpoint.needs_key,
+        answer=answer,
+        first_token_s=round(first_token_s, 3),
+        seconds=round(seconds, 1),
+    )
 
 
-def _make_and_serve(loaded: Loaded, store: Store, report: Report) -> tuple[RunResult, str, str]:
+def _make_and_serve(loaded: Loaded, store: Store, report: Report) -> tuple[RunResult, Endpoint]:
     from raylm.deploy.cluster import connect
+    from raylm.deploy.status import write_endpoint
     from raylm.pipeline import run as run_pipeline
 
     config = loaded.config
@@ -97,16 +103,16 @@ def _make_and_serve(loaded: Loaded, store: Store, report: Report) -> tuple[RunRe
         from raylm.serve.app import deploy
         from raylm.serve.prepare import served_artifact
 
-        artifact = store.resolve(compressed.ref)
         endpoint = deploy(
-            [served_artifact(artifact)],
+            [served_artifact(store.resolve(compressed.ref))],
             config.serve,
             config.engine,
             cache_root=store.root / "engine",
-            base_dir=Path.cwd(),
+            base_dir=loaded.base_dir,
             report=report,
         )
-    return run, endpoint.url, artifact.manifest.name
+        write_endpoint(store, endpoint.to_dict())
+    return run, endpoint
 
 
 def _ask(url: str, model: str, report: Report, show: Callable[[str], None]) -> tuple[str, float]:
@@ -116,7 +122,8 @@ def _ask(url: str, model: str, report: Report, show: Callable[[str], None]) -> t
     started = time.monotonic()
     first_token_s = 0.0
     parts: list[str] = []
-    with OpenAI(base_url=url, api_key="none", timeout=60) as client:
+    key = os.environ.get(KEY_VARIABLE, "none")
+    with OpenAI(base_url=url, api_key=key, timeout=60) as client:
         stream = client.completions.create(
             model=model,
             prompt=PROMPT,

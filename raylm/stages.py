@@ -72,11 +72,11 @@ def _model_inputs(config: RunConfig, base: Path) -> Mapping[str, str]:
     if config.model.path is None:
         return {}
     from raylm.artifact import hash_file
-    from raylm.model.folder import check_folder
+    from raylm.model.folder import read_config, weight_files
 
     folder = base / config.model.path
-    check_folder(folder)
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    read_config(folder)
+    files = [folder / "config.json", *weight_files(folder)]
     return {f"model:{file.name}": hash_file(file) for file in files}
 
 

@@ -51,7 +51,9 @@ def chat(
     base = url or _recorded_url(store, config)
     import openai
 
-    key = os.environ.get("RAYLM_API_KEY", "none")
+    from raylm.serve.howto import KEY_VARIABLE
+
+    key = os.environ.get(KEY_VARIABLE, "none")
     with openai.OpenAI(base_url=base, api_key=key, max_retries=0) as client:
         try:
             name = _choose(client, model)

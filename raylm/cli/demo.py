@@ -15,10 +15,7 @@ def demo(sets: Sets = None, output: Output = "text") -> None:
     The text is the source of this machine's own Python standard library. The endpoint stays
     up; `raylm down` ends it.
     """
-    from raylm.config.load import load_config
     from raylm.demo import run_demo, summary
-    from raylm.deploy.status import write_endpoint
-    from raylm.store import Store
 
     answer = sys.stderr if output == "json" else sys.stdout
 
@@ -29,8 +26,6 @@ def demo(sets: Sets = None, output: Output = "text") -> None:
     with progress() as report:
         result = run_demo(overrides=sets or [], report=report, show=show)
     say("\n")
-    store = Store(load_config("demo", sets or []).config.store)
-    write_endpoint(store, {"url": result.url, "models": [result.model], "needs_key": False})
     page = result.run.path / "report.html"
     lines = [
         table(("", "trained", "compressed"), summary(result.run)),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from raylm.cli.output import human_s
+from raylm.cli.output import human_bytes, human_s
 from raylm.progress import Report, Tick
 
 PLAIN_EVERY_S = 5.0
@@ -52,20 +52,29 @@ class Pace:
 def figures(tick: Tick, pace: Pace, now_s: float) -> str:
     """`12/40 steps, 1.5 steps/s, 8.0 s, 19 s left`."""
     parts = []
-    unit = f" {tick.unit}" if tick.unit else ""
-    if tick.done is not None:
-        total = f"/{tick.total:,g}" if tick.total is not None else ""
-        # `1/1` without a unit only says that something is done.
-        if tick.unit or (tick.total or 0) > 1:
-            parts.append(f"{tick.done:,g}{total}{unit}")
+    if tick.done is not None and tick.unit == "B":
+        total = f" of {human_bytes(tick.total)}" if tick.total is not None else ""
+        parts.append(human_bytes(tick.done) + total)
+    # `1/1` without a unit only says that something is done.
+    elif tick.done is not None and (tick.unit or (tick.total or 0) > 1):
+        total = f"/{amount(tick.total)}" if tick.total is not None else ""
+        parts.append(f"{amount(tick.done)}{total} {tick.unit}".rstrip())
     # A rate of 0.09 replicas/s tells nobody anything.
     if pace.rate is not None and tick.unit and (tick.total is None or tick.total > 10):
-        parts.append(f"{pace.rate:,.3g}{unit}/s")
+        parts.append(f"{amount(pace.rate, tick.unit)}/s")
     parts.append(human_s(now_s - pace.begun_s))
     left = pace.left_s(tick.total)
     if left is not None and not is_end(tick):
         parts.append(f"{human_s(left)} left")
     return ", ".join(parts)
+
+
+def amount(value: float, unit: str = "") -> str:
+    """`1.5 MiB`, `12,000 tokens`, `4.22 steps`: three digits or whole numbers, no exponents."""
+    if unit == "B":
+        return human_bytes(value)
+    text = f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:,.3g}"
+    return f"{text} {unit}".rstrip()
 
 
 def is_end(tick: Tick) -> bool:

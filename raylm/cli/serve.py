@@ -106,13 +106,8 @@ def _serve(
             base_dir=loaded.base_dir,
             report=report,
         )
-        data = {
-            "url": endpoint.url,
-            "models": list(endpoint.models),
-            "needs_key": endpoint.needs_key,
-        }
-        write_endpoint(store, data)
-        emit(data, endpoint_text(endpoint), output)
+        write_endpoint(store, endpoint.to_dict())
+        emit(endpoint.to_dict(), endpoint_text(endpoint), output)
         if detach:
             return
         say("Ctrl-C ends it; --detach would leave it running")
@@ -137,24 +132,17 @@ def served(store: Store, loaded: Loaded, ref: str) -> ServedModel:
 
 
 def endpoint_text(endpoint: Endpoint) -> str:
-    """The URL, and a line for the shell and a script that work as they stand."""
-    url, model = endpoint.url, endpoint.models[0]
-    key = "$RAYLM_API_KEY" if endpoint.needs_key else ""
-    header = f" -H 'Authorization: Bearer '\"{key}\"" if key else ""
-    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 48})
-    api_key = 'os.environ["RAYLM_API_KEY"]' if key else '"none"'
+    """The URL, and how to ask it."""
+    from raylm.serve.howto import curl_line, python_script
+
+    url, model, prompt = endpoint.url, endpoint.models[0], "Once upon a time"
     return "\n".join(
         [
             f"serving {', '.join(endpoint.models)} at {url}",
             "",
-            f"curl {url}/completions{header} -H 'Content-Type: application/json' -d '{body}'",
+            curl_line(url, model, prompt, needs_key=endpoint.needs_key),
             "",
-            *(["import os"] if key else []),
-            "from openai import OpenAI",
-            f'client = OpenAI(base_url="{url}", api_key={api_key})',
-            f'answer = client.completions.create(model="{model}", '
-            'prompt="Once upon a time", max_tokens=48)',
-            "print(answer.choices[0].text)",
+            python_script(url, model, prompt, needs_key=endpoint.needs_key),
             "",
         ]
     )

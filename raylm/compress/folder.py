@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from raylm.compress.int8 import quantize_weight
 from raylm.errors import ModelError
-from raylm.model.folder import check_folder, tokenizer_files
+from raylm.model.folder import read_config, tokenizer_files, weight_files
 
 _BITS = 8
 
@@ -30,7 +30,7 @@ def write_int8_folder(source: Path, target: Path) -> dict[str, int]:
     Raises:
         ModelError: the folder is unsafe, quantized already, or has no linear layer.
     """
-    config = check_folder(source)
+    config = read_config(source)
     if "quantization_config" in config:
         raise ModelError(
             f"{source} is quantized already", code="model-quantized", hint="give the original"
@@ -71,11 +71,11 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         ModelError: a file is damaged.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         try:
             tensors.update(load_file(file))
         except Exception as error:  # safetensors raises its own type, and OSError
-            raise ModelError(f"{file} cannot be read: {error}", code="model-broken") from error
+            raise ModelError(f"{file} cannot be read: {error}", code="damaged-weights") from error
     return tensors
 
 

@@ -22,10 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from raylm.engine.decoder import eos_token_ids, parse_decoder, read_config
+from raylm.engine.decoder import eos_token_ids, parse_decoder
 from raylm.engine.quantized import check_quantization, stored_precision
 from raylm.engine.weights import open_checkpoint
 from raylm.errors import ModelError, RaylmError
+from raylm.model.folder import read_config, tokenizer_files
 
 CONVERTER_VERSION = 1
 """Part of every cached folder's name; raise it when the graph or the folder changes."""
@@ -83,8 +84,7 @@ def convert(model_dir: Path, out_dir: Path) -> None:
     config = read_config(model_dir)
     decoder = parse_decoder(config)
     check_quantization(config)
-    if not (model_dir / "tokenizer.json").is_file():
-        raise ModelError(f"{model_dir} has no tokenizer.json", code="missing-tokenizer")
+    tokenizer_files(model_dir)
     weights = open_checkpoint(model_dir)
     from raylm.engine.graph import write_ir
 

@@ -64,28 +64,6 @@ class Decoder:
         return ((1 - blend) * slowed + blend * plain).astype(np.float32)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-        ModelError: it is missing, unreadable, or asks for code of its own to be run.
-    """
-    path = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{folder} has no config.json", code="missing-config") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}", code="bad-config") from None
-    if "auto_map" in config:
-        raise ModelError(
-            f"{path} asks for code shipped with the model (auto_map), which raylm never runs",
-            code="remote-code",
-            hint="use a model whose architecture is part of transformers",
-        )
-    return config
-
-
 def parse_decoder(config: dict[str, Any]) -> Decoder:
     """Turn config.json into a `Decoder`.
 

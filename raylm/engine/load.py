@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from raylm.config.engine import EngineConfig
-from raylm.engine.decoder import parse_decoder, read_config
+from raylm.engine.decoder import parse_decoder
 from raylm.engine.protocol import Engine
 from raylm.engine.quantized import check_quantization
 from raylm.errors import ModelError
+from raylm.model.folder import read_config
 from raylm.registry import Registry
 
 log = logging.getLogger(__name__)

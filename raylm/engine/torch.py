@@ -20,15 +20,16 @@ from tokenizers import Tokenizer
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.answer import Answer
-from raylm.engine.decoder import eos_token_ids, read_config
+from raylm.engine.decoder import eos_token_ids
 from raylm.engine.local import LocalEngine
 from raylm.engine.processor import choose_precision, processor_flags
 from raylm.engine.protocol import Capabilities, Chunk
 from raylm.engine.quantized import stored_precision
 from raylm.engine.runner import StepResult, deadline_error
 from raylm.engine.sampler import sample
-from raylm.engine.weights import open_checkpoint, weight_files
+from raylm.engine.weights import open_checkpoint
 from raylm.errors import ConfigError, ModelError
+from raylm.model.folder import check_folder, tokenizer_files
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +229,8 @@ def load_torch(
 def _read_model(model_dir: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    read_config(model_dir)
-    weight_files(model_dir)
-    if not (model_dir / "tokenizer.json").is_file():
-        raise ModelError(f"{model_dir} has no tokenizer.json", code="missing-tokenizer")
+    check_folder(model_dir)
+    tokenizer_files(model_dir)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype, local_files_only=True, use_safetensors=True

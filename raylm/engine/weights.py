@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylm.errors import ModelError
+from raylm.model.folder import weight_files
 
 # The type a tensor is stored in -> the numpy type its words are read as, and their size.
 _WORDS: dict[str, np.dtype[Any]] = {
@@ -80,28 +81,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for path in weight_files(folder):
         tensors.update(_map_file(path))
     return Checkpoint(tensors)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, as the index names them if there is one."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    absent = [path.name for path in files if not path.is_file()]
-    if absent:
-        raise ModelError(f"{folder} lacks {', '.join(absent)}", code="missing-weights")
-    if files:
-        return files
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise ModelError(
-            f"{folder} holds pickled weights only, and raylm unpickles nothing it did not write",
-            code="pickled-weights",
-            hint="save the model again with save_pretrained(..., safe_serialization=True)",
-        )
-    raise ModelError(f"{folder} holds no *.safetensors", code="missing-weights")
 
 
 def _map_file(path: Path) -> dict[str, StoredTensor]:

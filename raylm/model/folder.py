@@ -15,6 +15,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+
 
 def check_folder(folder: Path) -> dict[str, Any]:
     """Check that a model folder is complete and holds only safetensors; return its config.
@@ -22,34 +24,71 @@ def check_folder(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: something is missing, pickled, or wants remote code.
     """
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+    config = read_config(folder)
+    weight_files(folder)
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: it is missing, unreadable, or asks for code of its own to be run.
+    """
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"{folder} is not a model folder: it has no config.json",
-            code="model-not-found",
+            code="missing-config",
             hint="give a Hugging Face folder with config.json, *.safetensors and tokenizer.json",
-        )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        ) from None
     except ValueError as error:
-        raise ModelError(f"{config_file} is not JSON: {error}", code="model-broken") from error
+        raise ModelError(f"{path} is not JSON: {error}", code="bad-config") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object", code="bad-config")
     if "auto_map" in config:
         raise ModelError(
-            f"{config_file} asks for code of its own (auto_map)",
+            f"{path} asks for code shipped with the model (auto_map), which raylm never runs",
             code="remote-code",
-            hint="raylm runs no code that comes with a model",
+            hint="use a model whose architecture is part of transformers",
         )
-    if not list(folder.glob("*.safetensors")):
-        pickled = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
-        if pickled:
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, as the index names them if there is one.
+
+    Raises:
+        ModelError: there are none (`pickled-weights` if there are pickles instead), or one
+            that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"{folder} has only pickled weights ({pickled[0]}), which can run code when read",
-                code="pickled-weights",
-                hint="convert them where you trust them: "
-                "model.save_pretrained(folder, safe_serialization=True)",
-            )
-        raise ModelError(f"{folder} has no *.safetensors", code="model-not-found")
-    return dict(config)
+                f"{index} is not an index of weights: {error}", code="missing-weights"
+            ) from None
+        files = [folder / Path(name).name for name in sorted(set(named))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise ModelError(f"{folder} lacks {', '.join(absent)}", code="missing-weights")
+    if files:
+        return files
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickled:
+        raise ModelError(
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when read",
+            code="pickled-weights",
+            hint="convert them where you trust them: "
+            "model.save_pretrained(folder, safe_serialization=True)",
+        )
+    raise ModelError(f"{folder} has no *.safetensors", code="missing-weights")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -61,7 +100,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{folder} has no tokenizer.json",
-            code="tokenizer-not-found",
+            code="missing-tokenizer",
             hint="save a fast one: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
         )
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -79,7 +118,7 @@ def special_token_ids(folder: Path) -> dict[str, int | None]:
         settings_file = folder / "tokenizer_config.json"
         settings = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
     except ValueError as error:
-        raise ModelError(f"{folder}: not JSON: {error}", code="model-broken") from error
+        raise ModelError(f"{folder}: not JSON: {error}", code="bad-tokenizer") from error
     ids = {token["content"]: int(token["id"]) for token in tokenizer.get("added_tokens", [])}
     found: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad"):

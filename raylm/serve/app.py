@@ -48,6 +48,10 @@ class Endpoint:
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
         return f"http://{host}:{self.port}/v1"
 
+    def to_dict(self) -> dict[str, Any]:
+        """What clients need to know, as plain values."""
+        return {"url": self.url, "models": list(self.models), "needs_key": self.needs_key}
+
 
 def deploy(
     models: Sequence[ServedModel],

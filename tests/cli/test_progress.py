@@ -36,6 +36,16 @@ def test_figures() -> None:
     assert is_end(Tick("data", "", 1, 1))
 
 
+def test_large_numbers_have_no_exponents() -> None:
+    pace = Pace(0.0)
+    pace.note(0, 0.0)
+    pace.note(5_242_880, 2.0)
+    tick = Tick("data", "reading", 5_242_880, 10_667_100, "B")
+    assert figures(tick, pace, 2.0) == "5.0 MiB of 10.2 MiB, 2.5 MiB/s, 2.0 s, 2.1 s left"
+    tick = Tick("train", "loss 2", 1_234_567, 2_000_000, "steps")
+    assert figures(tick, Pace(0.0), 1.0) == "1,234,567/2,000,000 steps, 1.0 s"
+
+
 def test_without_a_terminal_a_line_every_five_seconds() -> None:
     out, now = io.StringIO(), 0.0
     show = Lines(out, clock=lambda: now)

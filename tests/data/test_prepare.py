@@ -281,7 +281,7 @@ MANY = {f"c/{n}.txt": f"document {n} " + "word " * (n % 7 + 3) for n in range(60
         (
             MANY,
             {"tokenizer": {"path": "c"}, "held_out": 0.1},
-            "tokenizer-not-found",
+            "missing-tokenizer",
             "save_pretrained",
         ),
         (MANY, {"num_cpus": 64}, "data-no-cpus", "data.num_cpus"),

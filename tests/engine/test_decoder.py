@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from raylm.engine.decoder import eos_token_ids, parse_decoder, read_config
+from raylm.engine.decoder import eos_token_ids, parse_decoder
 from raylm.errors import ModelError
+from raylm.model.folder import read_config
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -2,9 +2,10 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from raylm.engine.decoder import parse_decoder, read_config
+from raylm.engine.decoder import parse_decoder
 from raylm.engine.graph import write_ir
 from raylm.engine.weights import open_checkpoint
+from raylm.model.folder import read_config
 
 
 def read_ir(folder, where):

@@ -19,7 +19,7 @@ def folder(path: Path, *files: str, **config: object) -> Path:
     [
         (("pytorch_model.bin",), {}, "pickled-weights"),
         (("model.safetensors",), {"auto_map": {"AutoModel": "x.py"}}, "remote-code"),
-        ((), {}, "model-not-found"),
+        ((), {}, "missing-weights"),
     ],
 )
 def test_unsafe_or_empty_folders_are_refused(
@@ -46,4 +46,4 @@ def test_safetensors_beside_pickles_are_taken(tmp_path: Path) -> None:
 def test_the_tokenizer_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         tokenizer_files(tmp_path)
-    assert caught.value.code == "tokenizer-not-found"
+    assert caught.value.code == "missing-tokenizer"
