@@ -16,20 +16,24 @@ import sys
 
 CANDIDATES: dict[str, dict[str, object]] = {
     "recipe": {},
-    "wider": {"model.hidden_size": 256, "model.num_heads": 4},
-    "narrower": {"model.hidden_size": 128, "model.num_heads": 4, "train.optimizer.lr": 5e-3},
+    "wider": {
+        "model.hidden_size": 256, "model.num_heads": 4, "model.num_kv_heads": 4,
+        "model.intermediate_size": 704,
+    },
+    "narrower": {
+        "model.hidden_size": 128, "model.num_heads": 4, "model.num_kv_heads": 4,
+        "model.intermediate_size": 352,
+    },
     "deeper": {"model.num_layers": 6},
     "shallower": {"model.num_layers": 2},
     "smaller vocabulary": {"data.tokenizer.vocab_size": 4096},
-    "smallest vocabulary": {"data.tokenizer.vocab_size": 2048},
-    "larger batch": {"train.global_batch": 16},
-    "smaller batch": {"train.global_batch": 4, "train.micro_batch": 2},
+    "larger batch": {"train.global_batch": 8, "train.micro_batch": 4},
+    "smaller batch": {"train.global_batch": 2, "train.micro_batch": 1},
     "longer sequences": {"data.seq_len": 512},
-    "higher rate": {"train.optimizer.lr": 8e-3},
-    "lower rate": {"train.optimizer.lr": 2e-3},
+    "higher rate": {"train.optimizer.lr": 3e-3},
+    "lower rate": {"train.optimizer.lr": 1.5e-3},
     "cosine": {"train.schedule.kind": "cosine"},
-    "wsd": {"train.schedule.kind": "wsd"},
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ class Progress:
     step: int
     """Optimizer steps done; consumed samples are this times the global batch."""
     horizon: int | None
+    horizon_at: int
+    """The step at which a time limit's horizon was fixed; 0 otherwise."""
     elapsed_s: float
     """Seconds of training steps so far."""
     config_hash: str

@@ -7,17 +7,30 @@ import math
 from raylm.config.train import ScheduleConfig
 
 # While a time limit's horizon is not known yet, the rate rises by this share of the peak a
-# step: slower than any warm-up worth having, so that fixing the horizon never lowers it.
-_BLIND_RISE = 0.01
+# step: at most fifty steps are timed, so that a quarter of the peak is reached by then.
+_BLIND_RISE = 0.005
 
 
-def lr_factor(schedule: ScheduleConfig, step: int, horizon: int | None) -> float:
-    """The rate of step `step` (from 0) of `horizon` steps, as a fraction of the peak."""
-    if horizon is None:
+def lr_factor(schedule: ScheduleConfig, step: int, horizon: int | None, fixed_at: int = 0) -> float:
+    """The rate of step `step` (from 0) of `horizon` steps, as a fraction of the peak.
+
+    Args:
+        horizon: None while a time limit's is not known yet.
+        fixed_at: the step at which it became known; 0 if it was given. The warm-up goes on from
+            the rate of then and lasts at least as long again: a jump to the peak costs a short
+            run more than it gains.
+    """
+    if not schedule.warmup:
+        warmup = 0
+    elif horizon is None or step < fixed_at:
         return min(1.0, _BLIND_RISE * (step + 1))
-    warmup = max(1, round(schedule.warmup * horizon)) if schedule.warmup else 0
-    if step < warmup:
-        return (step + 1) / warmup
+    else:
+        warmup = max(1, 2 * fixed_at, round(schedule.warmup * horizon))
+        if step < warmup:
+            begun = min(1.0, _BLIND_RISE * fixed_at)
+            return begun + (1.0 - begun) * (step + 1 - fixed_at) / (warmup - fixed_at)
+    if horizon is None:
+        return 1.0
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "wsd":

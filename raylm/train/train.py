@@ -20,7 +20,7 @@ from raylm.stage import CHECKPOINTS, Context
 from raylm.train.loop import Job, train_loop
 from raylm.train.metrics import METRICS, MetricsTail, read_metrics
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: Context) -> Artifact:

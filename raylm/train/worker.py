@@ -77,6 +77,7 @@ class Worker:
         )
         self.done = 0
         self._horizon = job.config.steps
+        self._horizon_at = 0
         self._elapsed_s = 0.0
         self._first_step_s: float | None = None
         self._log: MetricsLog | None = None
@@ -98,6 +99,7 @@ class Worker:
             torch.set_rng_state(torch.from_numpy(rng))
             self.done = found.progress.step
             self._horizon = found.progress.horizon
+            self._horizon_at = found.progress.horizon_at
             self._elapsed_s = found.progress.elapsed_s
         if self._rank == 0:
             self._log = MetricsLog(self._job.work / METRICS, from_step=self.done)
@@ -108,6 +110,7 @@ class Worker:
             Progress(
                 step=self.done,
                 horizon=self._horizon,
+                horizon_at=self._horizon_at,
                 elapsed_s=self._elapsed_s,
                 config_hash=self._job.config_hash,
                 world_size=self._world_size,
@@ -136,7 +139,9 @@ class Worker:
             config.global_batch,
         )
         num_targets = self._data.num_targets(rows)
-        lr = config.optimizer.lr * lr_factor(config.schedule, self.done, self._horizon)
+        lr = config.optimizer.lr * lr_factor(
+            config.schedule, self.done, self._horizon, self._horizon_at
+        )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         accumulation = self._zero["gradient_accumulation_steps"]
@@ -183,7 +188,8 @@ class Worker:
                 self._config.time_s,
             )  # fmt: skip
             agreed = int(self.agree(float(horizon or 0)))
-            self._horizon = agreed or None
+            if agreed:
+                self._horizon, self._horizon_at = agreed, self.done
 
     def agree(self, value: float) -> float:
         """The first rank's value, on every rank."""

@@ -7,7 +7,7 @@ from raylm.train.checkpoint import Checkpointer, Progress, complete_checkpoints,
 
 
 def at(step: int, world_size: int = 1, config_hash: str = "c") -> Progress:
-    return Progress(step, 100, 1.0, config_hash, world_size)
+    return Progress(step, 100, 0, 1.0, config_hash, world_size)
 
 
 def save(folder: Path, *steps: int, keep: int = 2) -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from raylm.config.train import ScheduleConfig
@@ -28,7 +30,24 @@ def test_constant_stays_at_the_peak() -> None:
 
 
 def test_the_rate_rises_slowly_while_the_horizon_is_unknown() -> None:
-    assert [lr_factor(ScheduleConfig(), step, None) for step in (0, 9, 500)] == [0.01, 0.1, 1.0]
+    factors = [lr_factor(ScheduleConfig(), step, None) for step in (0, 9, 500)]
+    assert factors == pytest.approx([0.005, 0.05, 1.0])
+    assert lr_factor(ScheduleConfig(warmup=0), 0, None) == 1.0
+
+
+@pytest.mark.parametrize(("horizon", "fixed_at"), [(260, 13), (100_000, 51), (60, 20)])
+def test_the_warm_up_goes_on_without_a_jump_once_the_horizon_is_known(
+    horizon: int, fixed_at: int
+) -> None:
+    schedule = ScheduleConfig(kind="constant", warmup=0.05)
+    factors = [
+        lr_factor(schedule, step, horizon if step >= fixed_at else None, fixed_at)
+        for step in range(horizon)
+    ]
+    warmup = max(2 * fixed_at, round(0.05 * horizon))
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert max(b - a for a, b in itertools.pairwise(factors)) <= 1 / fixed_at
+    assert factors[warmup - 1] == 1.0 and factors[warmup - 2] < 1.0
 
 
 @pytest.mark.parametrize(
