@@ -51,6 +51,39 @@ class CheckpointConfig(Section):
     """Seconds between checkpoints when `every_steps` is not set."""
     keep: Annotated[int, OUTSIDE_KEY] = Field(2, ge=1)
     """Newest complete checkpoints that are kept."""
+    keep_best: Annotated[int, OUTSIDE_KEY] = Field(0, ge=0)
+    """Checkpoints of the lowest held-out loss that are kept beside the newest; each checkpoint is
+    then validated before it is saved."""
+    grace_s: Annotated[float, OUTSIDE_KEY] = Field(30.0, ge=0)
+    """Seconds for a last checkpoint when the run is told to end (SIGTERM, Ctrl-C, preemption)."""
+
+
+class GuardConfig(Section):
+    """What is done about a step that went wrong: the run goes back, and its samples are skipped."""
+
+    spike_sigma: float = Field(10.0, ge=0)
+    """A loss so many deviations above those of the last 64 steps is a spike; 0 only looks for
+    losses and gradients that are no finite numbers."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Windows of samples that are skipped before the run gives up."""
+
+
+class WorkerRange(Section):
+    """An elastic number of workers: as many as the cluster holds at the time."""
+
+    min: int = Field(1, ge=1)
+    """Fewer than these are an error."""
+    max: int = Field(ge=1)
+    """More than these are never started."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}")
+        return self
+
+
+Workers = Annotated[int, Field(ge=1)]
 
 
 class TrainConfig(Section):
@@ -68,8 +101,15 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: what is partitioned over the workers."""
-    workers: Annotated[int, OUTSIDE_KEY] = Field(2, ge=1)
-    """Ray Train workers, each a rank of DeepSpeed."""
+    workers: Annotated[Workers | WorkerRange, OUTSIDE_KEY] = 2
+    """Ray Train workers, each a rank of DeepSpeed: a number, or {min, max} for a run that goes on
+    with fewer when a node is lost and with more when one comes."""
+    max_failures: Annotated[int, OUTSIDE_KEY] = Field(3, ge=0)
+    """Times that lost workers are replaced without a step of progress in between."""
+    hang_s: Annotated[float, OUTSIDE_KEY] = Field(120.0, ge=0)
+    """Seconds without a sign of life after which a worker counts as hung, is named and replaced;
+    0 is off."""
+    guard: GuardConfig = GuardConfig()
     cpus_per_worker: Annotated[float, OUTSIDE_KEY] = Field(1.0, gt=0)
     threads_per_worker: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """None takes this node's cores divided by its workers."""
@@ -96,6 +136,8 @@ class TrainConfig(Section):
     def _shapes_fit(self) -> TrainConfig:
         if self.steps is not None and self.time_s is not None:
             raise ValueError("set either steps or time_s, not both")
+        if isinstance(self.workers, WorkerRange):
+            return self
         step = self.workers * self.micro_batch
         if self.global_batch % step:
             raise ValueError(
@@ -104,3 +146,13 @@ class TrainConfig(Section):
                 f"{max(step, round(self.global_batch / step) * step)}"
             )
         return self
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that may run."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers

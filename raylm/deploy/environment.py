@@ -36,6 +36,10 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
         # interfaces, unless it is told that this is no cluster of several machines.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # Seven seconds of a core at every start of workers: this is one machine, which nobody
+        # reclaims node by node, and raylm writes metrics of its own.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
         # Ray runs workers at nice 15: any other load on the machine would starve replicas.
         "RAY_worker_niceness": "0",
         # `down` has drained Serve before it ends the head, which else waits half a minute.

@@ -105,7 +105,7 @@ def _bucket(store: str) -> Iterator[Check]:
 
 def _cores(config: RunConfig) -> Check:
     count = len(os.sched_getaffinity(0))
-    workers = config.train.workers * config.train.cpus_per_worker
+    workers = config.train.min_workers * config.train.cpus_per_worker
     if workers > (config.cluster.num_cpus or count) and config.cluster.address is None:
         return Check(
             "cores",

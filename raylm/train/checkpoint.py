@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from raylm.artifact import MANIFEST, disk_errors, hash_tree, sync_tree, write_atomic
-from raylm.errors import TrainError
 
 _STATE = "state"
 
@@ -37,6 +36,10 @@ class Progress:
     """Seconds of training steps so far."""
     config_hash: str
     world_size: int
+    losses: tuple[float, ...] = ()
+    """Of the last steps, oldest first, for the divergence guard."""
+    held_out_loss: float | None = None
+    """Measured at this very step, if it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,11 @@ class Checkpoint:
 class Checkpointer:
     """Saves and finds the checkpoints of one stage. All ranks call `save` together."""
 
-    def __init__(self, folder: Path, *, rank: int, keep: int, barrier: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, *, rank: int, keep: int, barrier: Callable[[], None], keep_best: int = 0
+    ) -> None:
         self.folder = folder
-        self._rank, self._keep, self._barrier = rank, keep, barrier
+        self._rank, self._keep, self._keep_best, self._barrier = rank, keep, keep_best, barrier
 
     def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
         """Save a checkpoint; `write(folder)` writes this rank's share of the state.
@@ -88,9 +93,16 @@ class Checkpointer:
         return final
 
     def _prune(self) -> None:
-        for old in complete_checkpoints(self.folder)[self._keep :]:
+        for old in surplus(complete_checkpoints(self.folder), self._keep, self._keep_best):
             (old.path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(old.path, ignore_errors=True)
+
+
+def surplus(found: Sequence[Checkpoint], keep: int, keep_best: int) -> list[Checkpoint]:
+    """Which of some checkpoints, newest first, are neither among the newest nor the best."""
+    measured = [c for c in found if c.progress.held_out_loss is not None]
+    best = sorted(measured, key=lambda c: c.progress.held_out_loss or 0.0)[:keep_best]
+    return [c for c in found[keep:] if c not in best]
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -99,7 +111,8 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     for path in folder.glob("step-*"):
         try:
             raw: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            found.append(Checkpoint(path, Progress(**raw["progress"])))
+            progress = raw["progress"] | {"losses": tuple(raw["progress"]["losses"])}
+            found.append(Checkpoint(path, Progress(**progress)))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return sorted(found, key=lambda c: -c.progress.step)
@@ -111,22 +124,9 @@ def sound(checkpoint: Checkpoint) -> bool:
     return [asdict(entry) for entry in hash_tree(checkpoint.path)] == listed
 
 
-def newest_sound(folder: Path, *, config_hash: str, world_size: int) -> Checkpoint | None:
-    """The checkpoint to resume from: the newest whose hashes hold.
-
-    Raises:
-        TrainError: it was made by another number of workers.
-    """
+def newest_sound(folder: Path, *, config_hash: str) -> Checkpoint | None:
+    """The checkpoint to resume from: the newest of this configuration whose hashes hold."""
     for checkpoint in complete_checkpoints(folder):
-        if checkpoint.progress.config_hash != config_hash or not sound(checkpoint):
-            continue
-        if checkpoint.progress.world_size != world_size:
-            raise TrainError(
-                f"the checkpoint at step {checkpoint.progress.step} was made by "
-                f"{checkpoint.progress.world_size} workers, this run has {world_size}",
-                code="resume-world-size",
-                hint=f"--set train.workers={checkpoint.progress.world_size}, "
-                "or --no-resume to start anew",
-            )
-        return checkpoint
+        if checkpoint.progress.config_hash == config_hash and sound(checkpoint):
+            return checkpoint
     return None

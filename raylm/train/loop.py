@@ -12,10 +12,15 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylm.config.model import ModelConfig
 from raylm.config.train import TrainConfig
+from raylm.train.orders import Order
+from raylm.train.signs import Beat, beating
+
+if TYPE_CHECKING:
+    from raylm.train.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +47,38 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     _bind_threads(job.config, context.get_local_world_size())
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    from raylm.train.worker import Worker
+    with beating(job.work, context.get_world_rank()) as beat:
+        from raylm.train.worker import Worker
 
-    worker = Worker(job, rank=context.get_world_rank(), world_size=context.get_world_size())
-    worker.restore()
-    config = job.config
+        worker = Worker(job, rank=context.get_world_rank(), world_size=context.get_world_size())
+        worker.restore()
+        if _train(worker, job.config, beat):
+            worker.write_model()
+        worker.close()
+
+
+def _train(worker: Worker, config: TrainConfig, beat: Beat) -> bool:
+    """Step until the horizon; False if the driver asked to stop before it."""
     saved_s = time.monotonic()
     while not worker.finished():
+        beat.step(worker.done)
         started = time.perf_counter()
         figures = worker.step()
         worker.clock(time.perf_counter() - started)
-        worker.check_finite(figures)
+        if not worker.judge(figures):
+            continue
         if worker.done % config.log_every == 0 or worker.finished():
             worker.log(figures)
         every = config.validate_every
         if worker.finished() or (every and worker.done % every == 0):
             worker.validate()
-        if _due(config, worker.done, worker.agree(time.monotonic() - saved_s)):
+        stop = worker.wants() is Order.SAVE_AND_STOP and not worker.finished()
+        if stop or _due(config, worker.done, worker.agree(time.monotonic() - saved_s)):
             worker.save()
             saved_s = time.monotonic()
-    worker.write_model()
-    worker.close()
+        if stop:
+            return False
+    return True
 
 
 def _due(config: TrainConfig, step: int, since_s: float) -> bool:

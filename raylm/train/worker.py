@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed
 
@@ -21,11 +22,22 @@ from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
 from raylm.model.folder import special_token_ids
 from raylm.stage import CHECKPOINTS
-from raylm.train.checkpoint import Checkpointer, Progress, newest_sound
+from raylm.train.checkpoint import (
+    Checkpoint,
+    Checkpointer,
+    Progress,
+    complete_checkpoints,
+    newest_sound,
+)
+from raylm.train.guard import HISTORY, verdict, window_of
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsLog
 from raylm.train.objective import next_token_loss
+from raylm.train.orders import Order, read_order
+from raylm.train.reshard import load_resharded
 from raylm.train.schedule import fix_horizon, lr_factor
+from raylm.train.shares import share
+from raylm.train.skips import Skip, documents_of, read_skips, write_skip
 from raylm.train.zero import deepspeed_config
 
 _HELD_OUT_SAMPLES = 32
@@ -52,6 +64,22 @@ class Worker:
         self._rank, self._world_size = rank, world_size
         self._data = PackedSplit.open(job.dataset, "train")
         self._held_out = PackedSplit.open(job.dataset, "held_out")
+        self._checkpoints = Checkpointer(
+            job.work / CHECKPOINTS,
+            rank=rank,
+            keep=job.config.checkpoint.keep,
+            keep_best=job.config.checkpoint.keep_best,
+            barrier=torch.distributed.barrier,
+        )
+        self._log: MetricsLog | None = None
+        self._engine: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Model, optimizer and books as they are before the first step."""
+        job = self._job
+        if self._engine is not None:
+            self._engine.destroy()
         torch.manual_seed(job.seed)
         model = build_model(
             job.model,
@@ -63,49 +91,70 @@ class Worker:
         if job.config.activation_checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-        self._zero = deepspeed_config(job.config, world_size)
+        self._zero = deepspeed_config(job.config, self._world_size)
         # An all-reduce for inference alone, which DeepSpeed would compile at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=_optimizer(model, job.config), config=self._zero
-        )
-        self._checkpoints = Checkpointer(
-            job.work / CHECKPOINTS,
-            rank=rank,
-            keep=job.config.checkpoint.keep,
-            barrier=torch.distributed.barrier,
         )
         self.done = 0
         self._horizon = job.config.steps
         self._horizon_at = 0
         self._elapsed_s = 0.0
         self._first_step_s: float | None = None
-        self._log: MetricsLog | None = None
+        self._losses: deque[float] = deque(maxlen=HISTORY)
+        self._held_out_loss: tuple[int, float] | None = None
 
     # State -------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Go on from the newest sound checkpoint, if there is one and resuming is asked."""
-        found = None
-        if self._job.resume:
-            found = newest_sound(
-                self._checkpoints.folder,
-                config_hash=self._job.config_hash,
-                world_size=self._world_size,
-            )
+        """Go on from the newest sound checkpoint, if there is one and resuming is asked.
+
+        It may be of another number of workers: its state is then cut anew.
+        """
+        found = self._newest() if self._job.resume else None
         if found is not None:
+            self._load(found)
+        self._skips = read_skips(self._job.work)
+        if self._rank == 0:
+            if self._log is not None:
+                self._log.close()
+            self._log = MetricsLog(self._job.work / METRICS, from_step=self.done)
+
+    def _newest(self) -> Checkpoint | None:
+        # Hashing is the first rank's; the others take its word.
+        found = None
+        if self._rank == 0:
+            found = newest_sound(self._checkpoints.folder, config_hash=self._job.config_hash)
+        step = int(self.agree(float(found.progress.step if found else -1)))
+        known = complete_checkpoints(self._checkpoints.folder)
+        return next((c for c in known if c.progress.step == step), None)
+
+    def _load(self, found: Checkpoint) -> None:
+        progress = found.progress
+        if progress.world_size == self._world_size:
             self._engine.load_checkpoint(str(found.state.parent), tag=found.state.name)
             rng = np.load(found.state / f"rng-{self._rank}.npy", allow_pickle=False)
             torch.set_rng_state(torch.from_numpy(rng))
-            self.done = found.progress.step
-            self._horizon = found.progress.horizon
-            self._horizon_at = found.progress.horizon_at
-            self._elapsed_s = found.progress.elapsed_s
-        if self._rank == 0:
-            self._log = MetricsLog(self._job.work / METRICS, from_step=self.done)
+        else:
+            load_resharded(
+                self._engine,
+                found.state,
+                self._job.work / "reshard",
+                rank=self._rank,
+                barrier=torch.distributed.barrier,
+            )
+            # The old ranks' generators are nobody's now: new ones, the same at every attempt.
+            torch.manual_seed(self._job.seed + progress.step * 1_000_003 + self._rank)
+        self.done = progress.step
+        self._horizon, self._horizon_at = progress.horizon, progress.horizon_at
+        self._elapsed_s = progress.elapsed_s
+        self._losses.extend(progress.losses)
 
     def save(self) -> None:
         """Write a checkpoint; all ranks together."""
+        if self._config.checkpoint.keep_best and not self._is_validated():
+            self.validate()
         self._checkpoints.save(
             Progress(
                 step=self.done,
@@ -114,9 +163,16 @@ class Worker:
                 elapsed_s=self._elapsed_s,
                 config_hash=self._job.config_hash,
                 world_size=self._world_size,
+                losses=tuple(self._losses),
+                held_out_loss=self._held_out_loss[1]
+                if self._held_out_loss is not None and self._is_validated()
+                else None,
             ),
             self._write_state,
         )
+
+    def _is_validated(self) -> bool:
+        return self._held_out_loss is not None and self._held_out_loss[0] == self.done
 
     def _write_state(self, folder: Path) -> None:
         # DeepSpeed makes <save_dir>/<tag>: the draft's state folder is the tag.
@@ -132,27 +188,21 @@ class Worker:
     def step(self) -> StepFigures:
         """One optimizer step on this rank's share of the next global batch."""
         config = self._config
-        rows = sample_indices(
-            self._job.seed,
-            self._data.num_samples,
-            self.done * config.global_batch,
-            config.global_batch,
-        )
+        rows = self._rows()
         num_targets = self._data.num_targets(rows)
         lr = config.optimizer.lr * lr_factor(
             config.schedule, self.done, self._horizon, self._horizon_at
         )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        accumulation = self._zero["gradient_accumulation_steps"]
+        parts = share(config.global_batch, config.micro_batch, self._world_size, self._rank)
         total = torch.zeros(1, dtype=torch.float64)
-        for index in range(accumulation):
-            # Micro-batch i of rank r: the global batch is cut the same way for any i, r.
-            start = (index * self._world_size + self._rank) * config.micro_batch
-            batch = self._data.batch(rows[start : start + config.micro_batch])
-            nll = self._nll(batch)
+        for places in parts:
+            # A rank without a sample in this round goes through the motions for the others.
+            batch = self._data.batch(rows[places] if len(places) else rows[:1])
+            nll = self._nll(batch) if len(places) else 0.0 * self._nll(batch)
             # DeepSpeed divides by ranks and accumulation; the sum is over targets.
-            self._engine.backward(nll * (self._world_size * accumulation / num_targets))
+            self._engine.backward(nll * (self._world_size * len(parts) / num_targets))
             total += nll.detach().double().cpu()
             self._engine.step()
         torch.distributed.all_reduce(total)
@@ -164,6 +214,12 @@ class Worker:
             lr=lr,
             num_tokens=int(rows.size) * self._data.seq_len,
         )
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """The samples of the next step: those of the next window that is not skipped."""
+        size = self._config.global_batch
+        window = window_of(self.done, [skip.window for skip in self._skips])
+        return sample_indices(self._job.seed, self._data.num_samples, window * size, size)
 
     def _nll(self, batch: Batch) -> torch.Tensor:
         # ZeRO-3 counts micro-batches in the engine's own forward pass, and has the head's
@@ -215,6 +271,7 @@ class Worker:
         self._engine.train()
         torch.distributed.all_reduce(figures)
         loss = float(figures[0] / figures[1])
+        self._held_out_loss = (self.done, loss)
         self._write(held_out_loss=loss)
         return loss
 
@@ -234,21 +291,39 @@ class Worker:
         if self._log is not None:
             self._log.write(step=self.done, time=round(time.time(), 3), **values)
 
-    def check_finite(self, figures: StepFigures) -> None:
-        """End a run that cannot recover.
+    def judge(self, figures: StepFigures) -> bool:
+        """Whether the step went well; if not, the run is back at its last checkpoint.
 
         Raises:
-            TrainError: loss or gradient norm is no finite number, with the step.
+            TrainError: too many windows were skipped already.
         """
-        norm = figures.grad_norm
-        if math.isfinite(figures.loss) and (norm is None or math.isfinite(norm)):
-            return
+        why = verdict(self._losses, figures.loss, figures.grad_norm, self._config.guard)
+        # Sums over ranks may differ in their last bit: one rank decides.
+        if not self.agree(float(why is not None)):
+            self._losses.append(figures.loss)
+            return True
         self.log(figures)
-        raise TrainError(
-            f"at step {self.done} the loss is {figures.loss:g} and the gradient's norm {norm}",
-            code="train-not-finite",
-            hint="lower train.optimizer.lr, or train in fp32; the last checkpoint is kept",
-        )
+        self._roll_back(why or "another rank saw it")
+        return False
+
+    def _roll_back(self, why: str) -> None:
+        step = self.done - 1
+        self.done = step
+        rows = tuple(self._rows().tolist())
+        window = window_of(step, [skip.window for skip in self._skips])
+        documents = documents_of(self._data, rows) if self._rank == 0 else ()
+        if len(self._skips) >= self._config.guard.max_rollbacks:
+            raise _gives_up(step, why, len(self._skips), documents)
+        if self._rank == 0:
+            write_skip(self._job.work, Skip(window, step, why, rows, documents))
+        torch.distributed.barrier()
+        self._begin()
+        self.restore()
+
+    def wants(self) -> Order:
+        """What the driver asks for; the first rank reads it, all agree."""
+        order = read_order(self._job.work) if self._rank == 0 else Order.GO_ON
+        return Order(int(self.agree(float(order))))
 
     def write_model(self) -> None:
         """Write the model folder from the first rank; ZeRO-3 shards are gathered for it."""
@@ -285,4 +360,20 @@ def _optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
+    )
+
+
+def _gives_up(
+    step: int, why: str, num_skips: int, documents: tuple[dict[str, Any], ...]
+) -> TrainError:
+    sources = list(dict.fromkeys(document["source"] for document in documents))
+    named = f"; its samples are of {', '.join(sources[:5])}" if sources else ""
+    more = f" and {len(sources) - 5} more" if len(sources) > 5 else ""
+    plural = "" if num_skips == 1 else "s"
+    before = f" after {num_skips} skipped window{plural} of samples" if num_skips else ""
+    return TrainError(
+        f"at step {step + 1} {why}{before}{named}{more}",
+        code="train-diverged",
+        hint="lower train.optimizer.lr, raise the warm-up, or train in fp32; the last checkpoint "
+        "is kept, and skipped.json in the run's folder names what was left out",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raylm.config.train import TrainConfig
+from raylm.train.shares import num_micro_batches
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
@@ -13,9 +14,9 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     The loss is scaled by raylm (divided by the target tokens of the whole step), the rate is
     set by raylm's schedule, so that neither appears here.
     """
-    accumulation = config.global_batch // (config.micro_batch * world_size)
+    accumulation = num_micro_batches(config.global_batch, config.micro_batch, world_size)
     return {
-        "train_batch_size": config.global_batch,
+        "train_batch_size": accumulation * config.micro_batch * world_size,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip_norm,

@@ -121,7 +121,7 @@ def test_more_workers_than_the_cluster_holds_fail_at_once(
     assert "64 CPUs" in caught.value.message
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
+def test_a_loss_that_stays_no_number_ends_the_run_with_its_step_and_its_documents(
     finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
 ) -> None:
     from raylm.errors import TrainError
@@ -131,10 +131,12 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(
     config = loaded.config.train
     wild = config.optimizer.model_copy(update={"lr": 1.0, "clip_norm": 0.0})
     wild = wild.model_copy(update={"lr": 1e30})  # beyond what a config file may say
-    config = config.model_copy(update={"optimizer": wild})
+    guard = config.guard.model_copy(update={"max_rollbacks": 1})
+    config = config.model_copy(update={"optimizer": wild, "guard": guard})
     context = Context(store, "x", 0, tmp_path, tmp_path / "work")
     with pytest.raises(TrainError) as caught:
         train(loaded.config.model, config, store.list("dataset")[0], context)
-    assert caught.value.code == "train-not-finite"
-    assert "gradient's norm inf" in caught.value.message
+    assert caught.value.code == "train-diverged"
+    assert "after 1 skipped window of samples; its samples are of " in caught.value.message
+    assert ".py" in caught.value.message
     assert [a.manifest.name for a in store.list("model") if a.manifest.name == "x"] == []

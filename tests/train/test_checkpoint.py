@@ -1,8 +1,8 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from raylm.errors import TrainError
 from raylm.train.checkpoint import Checkpointer, Progress, complete_checkpoints, newest_sound
 
 
@@ -16,8 +16,8 @@ def save(folder: Path, *steps: int, keep: int = 2) -> None:
         saver.save(at(step), lambda where: (where / "weights").write_text("w") and None)
 
 
-def newest(folder: Path, world_size: int = 1) -> int | None:
-    found = newest_sound(folder, config_hash="c", world_size=world_size)
+def newest(folder: Path) -> int | None:
+    found = newest_sound(folder, config_hash="c")
     return found.progress.step if found else None
 
 
@@ -60,16 +60,19 @@ def test_a_kill_while_saving_keeps_the_one_before(tmp_path: Path) -> None:
 
 def test_another_config_is_not_resumed(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    assert newest_sound(tmp_path, config_hash="other", world_size=1) is None
+    assert newest_sound(tmp_path, config_hash="other") is None
 
 
-def test_another_number_of_workers_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    with pytest.raises(TrainError) as caught:
-        newest(tmp_path, world_size=2)
-    assert caught.value.code == "resume-world-size"
-    assert "train.workers=1" in str(caught.value.hint)
+def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path, rank=0, keep=1, keep_best=2, barrier=lambda: None)
+    for step, loss in enumerate((3.0, 1.0, 4.0, None, 2.0, 5.0), start=1):
+        progress = replace(at(step), held_out_loss=loss)
+        saver.save(progress, lambda where: (where / "weights").write_text("w") and None)
+    assert [c.progress.step for c in complete_checkpoints(tmp_path)] == [6, 5, 2]
 
 
-def test_an_empty_or_absent_folder_has_none(tmp_path: Path) -> None:
-    assert newest(tmp_path / "none") is None
+def test_what_progress_holds_comes_back(tmp_path: Path) -> None:
+    progress = replace(at(7, world_size=3), losses=(1.5, 2.5), held_out_loss=0.25)
+    saver = Checkpointer(tmp_path, rank=0, keep=1, barrier=lambda: None)
+    saver.save(progress, lambda where: (where / "weights").write_text("w") and None)
+    assert complete_checkpoints(tmp_path)[0].progress == progress

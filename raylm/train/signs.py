@@ -1,0 +1,136 @@
+"""Signs of life: what each rank last did, in files that the driver reads.
+
+    <work>/ranks/rank-00003.json     rank, process, node, step, phase, and a count of beats
+
+A thread of the rank writes its file every second, so that a process that is stopped, or that
+holds the interpreter for good, falls silent; a rank that waits for another one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+RANKS = "ranks"
+"""Folder in the stage's work folder."""
+BEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What one rank said last."""
+
+    rank: int
+    pid: int
+    created: float
+    """Start of the process, Unix time: a number alone may have been given anew."""
+    host: str
+    node_id: str
+    """Ray's."""
+    step: int = -1
+    """Steps done; -1 while the worker starts."""
+    beats: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+
+class Beat:
+    """This rank's signs; `step` is set by the loop."""
+
+    def __init__(self, folder: Path, sign: Sign) -> None:
+        self._file = folder / f"rank-{sign.rank:05d}.json"
+        self._sign = asdict(sign)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="raylm-signs", daemon=True)
+        self._thread.start()
+
+    def step(self, done: int) -> None:
+        """Note how many steps are done."""
+        self._sign["step"] = done
+
+    def close(self) -> None:
+        """Stop, and take the file away."""
+        self._stop.set()
+        self._thread.join()
+        self._file.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        temporary = self._file.with_suffix(".tmp")
+        while True:
+            self._sign["beats"] += 1
+            # A folder that has gone, or a full disk, must not end the training.
+            try:
+                temporary.write_text(json.dumps(self._sign), encoding="utf-8")
+                temporary.rename(self._file)
+            except OSError:
+                pass
+            if self._stop.wait(BEAT_S):
+                return
+
+
+@contextmanager
+def beating(work: Path, rank: int) -> Iterator[Beat]:
+    """Give signs of life in a rank's process, with Ray's names for the place."""
+    import ray
+
+    folder = work / RANKS
+    folder.mkdir(parents=True, exist_ok=True)
+    sign = Sign(
+        rank=rank,
+        pid=os.getpid(),
+        created=psutil.Process().create_time(),
+        host=os.uname().nodename,
+        node_id=ray.get_runtime_context().get_node_id(),
+    )
+    beat = Beat(folder, sign)
+    try:
+        yield beat
+    finally:
+        beat.close()
+
+
+def read_signs(work: Path) -> list[Sign]:
+    """The last sign of every rank."""
+    found = []
+    for file in sorted((work / RANKS).glob("rank-*.json")):
+        try:
+            found.append(Sign(**json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            continue  # just being replaced
+    return found
+
+
+class Silence:
+    """Who has fallen silent, by the clock of the one who looks; time is a parameter."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int, float]] = {}
+
+    def look(self, signs: list[Sign], now_s: float) -> Mapping[int, float]:
+        """Seconds since each rank's last beat was seen to change."""
+        for sign in signs:
+            seen = self._seen.get(sign.rank)
+            if seen is None or seen[:2] != (sign.pid, sign.beats):
+                self._seen[sign.rank] = (sign.pid, sign.beats, now_s)
+        return {sign.rank: now_s - self._seen[sign.rank][2] for sign in signs}
+
+
+def hung(signs: list[Sign], silent_s: Mapping[int, float], limit_s: float) -> list[Sign]:
+    """Ranks that have been silent for too long, the longest first.
+
+    If all are silent, the machine was, not a rank: then nobody is hung.
+    """
+    late = [sign for sign in signs if silent_s[sign.rank] > limit_s]
+    if len(late) == len(signs) > 1:
+        return []
+    return sorted(late, key=lambda sign: -silent_s[sign.rank])

@@ -1,0 +1,178 @@
+"""Workers that die, freeze or meet bad data: the run goes on, and the losses say that it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raylm.artifact import Artifact
+from raylm.config import Loaded
+from raylm.config.train import CheckpointConfig, GuardConfig, TrainConfig, WorkerRange
+from raylm.data.prepare import prepare
+from raylm.progress import Tick
+from raylm.record import RunResult
+from raylm.stage import Context
+from raylm.store import Store
+from raylm.train.checkpoint import complete_checkpoints
+from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.orders import Order, give_order
+from raylm.train.signs import read_signs
+from raylm.train.skips import read_skips
+from raylm.train.train import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+STEPS = 60
+
+
+@dataclass
+class Training:
+    """A training in a thread of its own, as it is seen from outside."""
+
+    loaded: Loaded
+    store: Store
+    dataset: Artifact
+    work: Path
+    changes: dict[str, Any]
+    said: list[str] = field(default_factory=list)
+    failure: BaseException | None = None
+    model: Artifact | None = None
+
+    def start(self) -> Training:
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        changes = {"steps": STEPS, "checkpoint": CheckpointConfig(every_steps=5), **self.changes}
+        config = TrainConfig.model_validate(self.loaded.config.train.model_copy(update=changes))
+        context = Context(self.store, "f", 0, self.work, self.work, report=self._hear)
+        try:
+            self.model = train(self.loaded.config.model, config, self.dataset, context)
+        except BaseException as error:
+            self.failure = error
+
+    def _hear(self, tick: Tick) -> None:
+        self.said.append(tick.text)
+
+    def until(self, holds: Callable[[], bool], limit_s: float = 240) -> None:
+        deadline = time.monotonic() + limit_s
+        while not holds():
+            assert self._thread.is_alive() and self.failure is None, self.failure or self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def end(self) -> dict[int, float]:
+        self._thread.join(400)
+        assert not self._thread.is_alive()
+        if self.failure is not None:
+            raise self.failure
+        return losses(self.work)
+
+    def has_checkpoint(self) -> bool:
+        return bool(complete_checkpoints(self.work / "checkpoints"))
+
+
+def losses(work: Path) -> dict[int, float]:
+    return {x["step"]: x["loss"] for x in read_metrics(work / METRICS) if "loss" in x}
+
+
+@pytest.fixture
+def training(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> Callable[..., Training]:
+    def make(work: str = "work", dataset: Artifact | None = None, **changes: Any) -> Training:
+        (tmp_path / work).mkdir(exist_ok=True)
+        first = dataset or store.list("dataset")[0]
+        return Training(loaded, store, first, tmp_path / work, changes).start()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, float]:
+    work = tmp_path_factory.mktemp("undisturbed")
+    return Training(loaded, store, store.list("dataset")[0], work, {}).start().end()
+
+
+def test_a_killed_rank_is_replaced_and_the_losses_are_the_same_bit_for_bit(
+    training: Callable[..., Training], undisturbed: dict[int, float]
+) -> None:
+    run = training()
+    run.until(run.has_checkpoint)
+    os.kill(read_signs(run.work)[1].pid, signal.SIGKILL)
+    assert run.end() == undisturbed
+    assert any("starting anew from the last checkpoint" in text for text in run.said)
+
+
+def test_a_frozen_rank_is_named_ended_and_replaced(
+    training: Callable[..., Training], undisturbed: dict[int, float]
+) -> None:
+    run = training(hang_s=5.0)
+    run.until(run.has_checkpoint)
+    victim = read_signs(run.work)[1]
+    os.kill(victim.pid, signal.SIGSTOP)
+    assert run.end() == undisturbed
+    assert any(f"{victim.name} gave no sign of life for" in text for text in run.said)
+
+
+def test_fewer_workers_go_on_where_more_were_told_to_stop(
+    training: Callable[..., Training], undisturbed: dict[int, float]
+) -> None:
+    run = training()
+    run.until(lambda: len(losses(run.work)) > 12)
+    give_order(run.work, Order.SAVE_AND_STOP)
+    with pytest.raises(Exception, match="told to stop"):
+        run.end()
+    stopped = max(losses(run.work))
+    assert complete_checkpoints(run.work / "checkpoints")[0].progress.step == stopped < STEPS
+    found = training(workers=WorkerRange(min=1, max=1)).end()
+    assert sorted(found) == sorted(undisturbed)
+    same = [step for step in undisturbed if step <= stopped]
+    assert [found[s] for s in same] == [undisturbed[s] for s in same]
+    np.testing.assert_allclose(
+        [found[s] for s in undisturbed], list(undisturbed.values()), rtol=1e-4
+    )
+
+
+def test_a_batch_that_does_not_come_out_even_trains_the_same(
+    training: Callable[..., Training], undisturbed: dict[int, float]
+) -> None:
+    # Two workers take 3 + 2 + 3 samples of 8 in rounds of 5, 3.
+    found = training(workers=WorkerRange(min=2, max=2), micro_batch=3).end()
+    np.testing.assert_allclose(list(found.values()), list(undisturbed.values()), rtol=1e-4)
+
+
+def test_bad_text_is_skipped_and_named(
+    training: Callable[..., Training], store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    random.seed(0)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(300):
+        (corpus / f"good-{number}.txt").write_text(f"one two three four {number} " * 40)
+    noise = "".join(chr(random.randrange(33, 1000)) for _ in range(3000))
+    (corpus / "noise.txt").write_text(noise)
+    config = loaded.config.data.model_copy(update={"paths": (str(corpus),), "pattern": "**/*"})
+    dataset = prepare(config, Context(store, "noisy", 0, tmp_path, tmp_path / "data"))
+    run = training(dataset=dataset, guard=GuardConfig(spike_sigma=6, max_rollbacks=8), steps=200)
+    found = run.end()
+    assert sorted(found) == list(range(1, 201))
+    skips = read_skips(run.work)
+    assert skips and len(skips) <= 8
+    named = {d["source"] for skip in skips for d in skip.documents}
+    assert any(source.endswith("noise.txt") for source in named)
+    assert run.model is not None and run.model.manifest.metrics["skipped_windows"] == len(skips)
+    assert json.loads((run.work / "skipped.json").read_text())[0]["why"].startswith("the loss is")
