@@ -151,7 +151,8 @@ def without(selection: Selection, left_out: Mask) -> Selection:
     ):
         if not after.any():
             raise DataError(
-                f"none of the {int(before.sum())} records of the {split} split fits a sequence",
+                f"none of the {int(before.sum())} records of the {split} split fits a sequence of "
+                "data.seq_len tokens",
                 code="data-too-small",
                 hint="set data.seq_len higher, or data.too_long=truncate, or add records",
             )
