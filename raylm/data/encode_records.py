@@ -92,7 +92,23 @@ def encode_records(
 
 
 def _table(records: Sequence[Encoded]) -> pa.Table:
-    return pa.Table.from_pylist([record.row() for record in records], schema=SCHEMA)
+    """One row a record."""
+    columns = {
+        "tokens": _lists([record.tokens for record in records]),
+        "source": _lists([record.source for record in records]),
+        "first": [record.first for record in records],
+        "spans": [[number for span in record.spans for number in span] for record in records],
+        "exact": [record.exact for record in records],
+        "truncated": [record.truncated for record in records],
+        "reason": [record.reason for record in records],
+        "detail": [record.detail for record in records],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _lists(arrays: Sequence[Tokens]) -> pa.LargeListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
 
 
 class RecordEncoder:

@@ -7,7 +7,6 @@ Pure functions. What is cut loses the targets behind the cut; a record with no t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,14 +65,6 @@ class Encoded:
     truncated: bool = False
     reason: str | None = None
     detail: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """As a row of a table."""
-        return {
-            "tokens": self.tokens, "source": self.source, "first": self.first,
-            "spans": [number for span in self.spans for number in span], "exact": self.exact,
-            "truncated": self.truncated, "reason": self.reason, "detail": self.detail,
-        }  # fmt: skip
 
 
 def fit(draft: Draft, *, seq_len: int, source_len: int, truncate: bool) -> Encoded:

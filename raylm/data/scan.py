@@ -99,10 +99,12 @@ def _row(part: Part, raw: Raw, document: Document | None) -> dict[str, Any]:
     if document is None:
         why = {"reason": raw.reason, "detail": raw.detail, "suggestion": raw.suggestion}
         return row | why
+    data = document.content.encode()
     return row | {
-        "num_bytes": document.num_bytes,
+        # A text is its own content: it is encoded once.
+        "num_bytes": len(data) if document.text is document.content else document.num_bytes,
         "repaired": raw.repaired,
-        "hash": text_hash(document.content.encode()),
+        "hash": text_hash(data),
         "label": document.label,
     }
 

@@ -84,7 +84,7 @@ def settings(format: str) -> dict[str, Any]:
         "seq_len": SEQ_LEN,
         "held_out": 0.2,
         "shard_samples": 7,
-        "tokenizer": {"vocab_size": 330},
+        "tokenizer": {"vocab_size": 330, "mask_token": format == "labels"},
         **({"source_len": 200} if format == "pairs" else {}),
     }
 
@@ -92,6 +92,10 @@ def settings(format: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def datasets(prepare_in: Prepare, root: Path) -> dict[str, Artifact]:
     return {format: prepare_in(root, **settings(format)) for format in BAD}
+
+
+def tokenizer_file(folder: Path) -> Tokenizer:
+    return load_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
 def lines_of(root: Path, format: str) -> dict[str, Record]:
@@ -145,7 +149,7 @@ def test_every_record_lies_whole_in_one_row_with_its_targets(
     datasets: dict[str, Artifact], root: Path, format: str
 ) -> None:
     dataset, lines = datasets[format], lines_of(root, format)
-    tokenizer = load_tokenizer((dataset.path / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer = tokenizer_file(dataset.path / "tokenizer")
     index = json.loads((dataset.path / "index.json").read_text())
     lengths = token_bytes(dataset.path).tolist()
     seen: list[str] = []
@@ -237,7 +241,7 @@ def test_the_source_of_a_pair_is_its_segment_of_the_same_number(
 ) -> None:
     path = datasets["pairs"].path
     split = PackedSplit.open(path, "held_out")
-    tokenizer = load_tokenizer((path / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer = tokenizer_file(path / "tokenizer")
     batch = split.batch(np.arange(split.num_samples))
     assert batch.source is not None and batch.source.input_ids.shape[1] == 200
     for row in range(split.num_samples):
@@ -255,6 +259,10 @@ def test_the_index_says_what_the_format_has(datasets: dict[str, Artifact]) -> No
     assert {f: i["schema_version"] for f, i in found.items()} == dict.fromkeys(BAD, 2)
     assert all(index["format"] == format for format, index in found.items())
     assert found["labels"]["labels"] == ["-3", "7", "10"]
+    folder = datasets["labels"].path / "tokenizer"
+    assert json.loads((folder / "tokenizer_config.json").read_text())["mask_token"] == "<|mask|>"
+    assert tokenizer_file(folder).token_to_id("<|mask|>") == 3
+    assert tokenizer_file(datasets["chat"].path / "tokenizer").token_to_id("<|mask|>") is None
     assert (found["pairs"]["source_len"], found["pairs"]["decoder_start_id"]) == (200, 0)
     assert all(index["exact_bytes"] for index in found.values())
     assert not (datasets["chat"].path / "train" / "source").exists()
