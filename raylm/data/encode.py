@@ -66,7 +66,7 @@ def encode_parts(
         kept, hashes = row.pop("kept"), row.pop("hashes")
         texts: list[str] = []
         num_bytes = 0
-        for text in _kept_texts(Part(**row), kept, hashes, config):
+        for text in kept_contents(Part(**row), kept, hashes, config):
             texts.append(text)
             num_bytes += len(text)
             if num_bytes > _BATCH_BYTES:
@@ -103,17 +103,22 @@ class _Encoder:
         return pa.table({"tokens": column, "exact": pa.array(exact)})
 
 
-def _kept_texts(part: Part, kept: list[int], hashes: bytes, config: DataConfig) -> Iterator[str]:
+def kept_contents(part: Part, kept: list[int], hashes: bytes, config: DataConfig) -> Iterator[str]:
+    """The contents of a part's kept documents, in order: text, or a record as `take` writes it.
+
+    Raises:
+        DataError: one is not what the first pass saw.
+    """
     readable = (item for item in cleaned(part, config) if not isinstance(item, End))
-    texts = ((raw, text) for raw, text in readable if text is not None)
+    documents = (document for _, document in readable if document is not None)
     wanted = 0
-    for number, (_, text) in enumerate(texts):
+    for number, document in enumerate(documents):
         if wanted < len(kept) and kept[wanted] == number:
             expected = hashes[wanted * HASH_BYTES : (wanted + 1) * HASH_BYTES]
-            if text_hash(text.encode()) != expected:
+            if text_hash(document.content.encode()) != expected:
                 raise _changed(part)
             wanted += 1
-            yield text
+            yield document.content
     if wanted < len(kept):
         raise _changed(part)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,18 @@ def check_readable(corpus: Corpus, config: DataConfig) -> None:
     )
 
 
+def check_usable(corpus: Corpus, refused: Sequence[SetAside], config: DataConfig) -> None:
+    """Stop when the second pass had to set too many records aside as well.
+
+    Raises:
+        DataError: more than `max_bad` of all records cannot be used.
+    """
+    num_bad = len(refused) + len(corpus.set_aside)
+    num_records = len(corpus) + len(corpus.set_aside)
+    if refused and num_bad > config.max_bad * num_records:
+        raise _too_many_bad(corpus, refused, num_records, config)
+
+
 def _too_many_bad(
     corpus: Corpus, bad: Sequence[SetAside], num_records: int, config: DataConfig
 ) -> DataError:
@@ -56,19 +68,20 @@ def _too_many_bad(
         f"data.max_bad={config.max_bad:g})"
     )
     if reason == "no-field":
-        field = most_suggested(corpus.suggestions)
-        return DataError(
-            message,
-            code="data-no-field",
-            hint=f"set data.text_field to {field!r}"
-            if field
-            else "set data.text_field to the field that holds the text",
-        )
+        return DataError(message, code="data-no-field", hint=_field_hint(corpus, config))
     return DataError(
         message,
         code="data-bad-records",
         hint="repair the records, or raise data.max_bad to set them aside",
     )
+
+
+def _field_hint(corpus: Corpus, config: DataConfig) -> str:
+    suggested = most_suggested(corpus.suggestions)
+    if config.format == "text":
+        field = repr(suggested) if suggested else "the field that holds the text"
+        return f"set data.text_field to {field}"
+    return f"set {suggested or 'data.fields to the names that the records use'}"
 
 
 def set_aside_lines(items: Sequence[SetAside]) -> str:
@@ -84,9 +97,15 @@ def set_aside_lines(items: Sequence[SetAside]) -> str:
 
 
 def funnel(
-    files: Sequence[SourceFile], corpus: Corpus, selection: Selection
+    files: Sequence[SourceFile],
+    corpus: Corpus,
+    selection: Selection,
+    encoded: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Files, documents and bytes after each step, and what the step dropped."""
+    """Files, documents and bytes after each step, and what the step dropped.
+
+    `encoded` is what is said of the step that makes records fit; texts have none.
+    """
 
     def after(step: str, kept: npt.NDArray[np.bool_], **more: Any) -> dict[str, Any]:
         num_bytes = int(corpus.num_bytes[kept].sum())
@@ -113,6 +132,7 @@ def funnel(
         ),
         after("long enough", long_enough, dropped=int(selection.short.sum())),
         after("unique", unique, dropped=int(selection.duplicate.sum())),
+        *([] if encoded is None else [after("encoded", selection.kept, **encoded)]),
         after("train", selection.train),
         after("held_out", selection.held_out),
     ]

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylm.data.hashing import HASH_BYTES, HashArray, seeded
-from raylm.data.shards import DOCUMENTS, PIECE, PIECE_STARTS, PIECES, shard_name
+from raylm.data.shards import DOCUMENTS
+from raylm.data.stream import PIECE, PIECE_STARTS, PIECES, shard_name
 
 _CHUNK_TOKENS = 4 * 2**20
 I64 = npt.NDArray[np.int64]
@@ -35,6 +36,16 @@ class Documents:
     begin: I64
     num_tokens: I64
 
+    def take(self, order: I64) -> Documents:
+        """Some of them, in another order."""
+        return Documents(
+            self.ids[order],
+            [self.sources[place] for place in order.tolist()],
+            self.num_bytes[order],
+            self.begin[order],
+            self.num_tokens[order],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SplitFigures:
@@ -49,10 +60,13 @@ class SplitFigures:
     """UTF-8 of the cleaned text."""
     num_targets: int
     num_padding: int
+    num_source_tokens: int | None = None
+    """Of `pairs`: on the encoder's side, end-of-text included; `num_tokens` is the decoder's."""
+    num_source_padding: int | None = None
 
     def to_json(self) -> dict[str, int]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, without those that the format does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def cut_pieces(num_tokens: I64, seq_len: int) -> tuple[npt.NDArray[Any], I64]:
@@ -92,7 +106,7 @@ def write_split(
     folder.mkdir(parents=True)
     pieces, places = cut_pieces(documents.num_tokens, seq_len)
     bytes_before = np.zeros(len(places), np.int64)
-    writer = _ShardWriter(folder, seq_len * shard_samples)
+    writer = ShardWriter(folder, seq_len * shard_samples)
     place = num_bytes = 0
     for chunk in _stream(documents, tokens):
         writer.write(chunk)
@@ -108,7 +122,7 @@ def write_split(
     pieces["byte_offset"] = bytes_before - bytes_before[first][pieces["document"]]
     np.save(folder / PIECES, pieces)
     np.save(folder / PIECE_STARTS, np.searchsorted(places, np.arange(num_samples + 1) * seq_len))
-    _write_documents(folder / DOCUMENTS, documents)
+    write_documents(folder / DOCUMENTS, documents)
     return SplitFigures(
         num_samples=num_samples,
         num_documents=len(documents.sources),
@@ -134,7 +148,7 @@ def _stream(documents: Documents, tokens: Tokens) -> Iterator[Tokens]:
         yield np.concatenate(held)
 
 
-class _ShardWriter:
+class ShardWriter:
     """Writes a stream of tokens to files of `shard_tokens` each."""
 
     def __init__(self, folder: Path, shard_tokens: int) -> None:
@@ -143,6 +157,7 @@ class _ShardWriter:
         self._file: Any = None
 
     def write(self, tokens: Tokens) -> None:
+        """Go on with these tokens, in new files where one is full."""
         while len(tokens):
             number, inside = divmod(self._place, self._shard_tokens)
             if inside == 0:
@@ -154,11 +169,13 @@ class _ShardWriter:
             tokens = tokens[len(part) :]
 
     def close(self) -> None:
+        """End the last file."""
         if self._file is not None:
             self._file.close()
 
 
-def _write_documents(path: Path, documents: Documents) -> None:
+def write_documents(path: Path, documents: Documents) -> None:
+    """Write the table that pieces point into; its rows are the documents in their order."""
     table = pa.table(
         {
             "id": hex_ids(documents.ids),

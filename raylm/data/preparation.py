@@ -1,4 +1,7 @@
-"""Preparation: one run of the data stage, step by step, in a folder that becomes the artifact."""
+"""Preparation: one run of the data stage, step by step, in a folder that becomes the artifact.
+
+What texts and records have in common; prepare_text.py and prepare_records.py have the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raylm.config.data import DataConfig
-from raylm.data.encode import KEPT_SCHEMA, encode_parts, kept_rows, token_dtype, tokens_of
-from raylm.data.funnel import check_readable, funnel, set_aside_lines
-from raylm.data.hashing import HASH_BYTES, document_id
+from raylm.data.encode import KEPT_SCHEMA, kept_rows, token_dtype
+from raylm.data.funnel import check_readable, set_aside_lines
+from raylm.data.hashing import HASH_BYTES, HashArray, document_id
 from raylm.data.pace import Pacer
-from raylm.data.pack import Documents, SplitFigures, shuffled, write_split
+from raylm.data.pack import SplitFigures, shuffled
 from raylm.data.parts import PART_SCHEMA, Part, cut, group
 from raylm.data.passes import num_slots, run_pass, wait_for_cpus, warm_up
 from raylm.data.sample import Sampling, choose
-from raylm.data.scan import Corpus, gather, scan_parts
-from raylm.data.select import Mask, Selection, require_sequences, select
-from raylm.data.shards import INDEX, SCHEMA_VERSION, SPLITS, TOKEN_BYTES, Split
+from raylm.data.scan import Corpus, SetAside, gather, scan_parts
+from raylm.data.select import Mask, Selection, select
+from raylm.data.shards import INDEX, SPLITS, TOKEN_BYTES, Split
 from raylm.data.sources import SourceFile
 from raylm.data.tokenizer import (
     copy_tokenizer,
@@ -43,8 +47,8 @@ class Preparation:
 
     corpus: Corpus
     selection: Selection
-    num_tokens: np.ndarray[Any, np.dtype[np.int64]]
-    """Of each kept document, end-of-text included."""
+    set_aside: list[SetAside]
+    """What could not be used, in source order for each pass."""
     figures: dict[Split, SplitFigures]
 
     def __init__(
@@ -52,10 +56,9 @@ class Preparation:
     ) -> None:
         self.config, self.seed, self.files, self.folder = config, context.seed, files, folder
         self.pace = Pacer(context.report)
-        self._base_dir = context.base_dir
+        self.base_dir = context.base_dir
         self._parts = cut(files)
         self._corpus_bytes = sum(part.num_bytes for part in self._parts)
-        self._exact = True
         self._sample_bytes = 0
 
     def scan(self) -> None:
@@ -85,6 +88,7 @@ class Preparation:
         tables = run_pass(groups, scan_parts, arguments, config.num_cpus)
         self.corpus = gather(self._parts, counted(self.pace.iterate(tables, tell)))
         check_readable(self.corpus, config)
+        self.set_aside = list(self.corpus.set_aside)
         self.selection = select(
             self.corpus.hashes,
             self.corpus.num_bytes,
@@ -98,7 +102,7 @@ class Preparation:
         """Train a tokenizer on the training split alone, or copy the one that is given."""
         config, folder = self.config.tokenizer, self.folder / "tokenizer"
         if config.path is not None:
-            copy_tokenizer(self._base_dir / Path(config.path).expanduser(), folder)
+            copy_tokenizer(self.base_dir / Path(config.path).expanduser(), folder)
         else:
             texts = choose(self.corpus.excerpts, self.selection.train, config.sample_bytes)
             self.corpus.excerpts.clear()
@@ -109,78 +113,33 @@ class Preparation:
                 self.pace.say(f"training a tokenizer of {text}")
 
             tell()
-            trained = self.pace.run(lambda: train_tokenizer(texts, config.vocab_size), tell)
+            trained = self.pace.run(
+                lambda: train_tokenizer(
+                    texts,
+                    config.vocab_size,
+                    mask=config.mask_token,
+                    enclosed=config.mask_token or self.config.format == "labels",
+                ),
+                tell,
+            )
             save_tokenizer(trained, folder)
-        self._serialized = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        tokenizer = load_tokenizer(self._serialized)
-        self._eos = end_of_text_id(folder, tokenizer)
-        self._token_lengths = token_lengths(tokenizer)
-        self._dtype = token_dtype(len(self._token_lengths))
+        self.serialized = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = load_tokenizer(self.serialized)
+        self.eos = end_of_text_id(folder, tokenizer)
+        self.token_lengths = token_lengths(tokenizer)
+        self.dtype = token_dtype(len(self.token_lengths))
 
     def encode(self) -> None:
-        """Turn the kept documents into one file of tokens, in source order."""
-        kept = np.flatnonzero(self.selection.kept)
-        rows = {
-            part: {"kept": numbers, "hashes": hashes}
-            for part, (numbers, hashes) in kept_rows(self.corpus, self.selection.kept).items()
-        }
-        arguments = {
-            "config": self.config,
-            "tokenizer": self._serialized,
-            "eos": self._eos,
-            "dtype": self._dtype.str,
-        }
-        done_after = np.cumsum(self.corpus.num_bytes[kept])
-        counts = np.zeros(len(kept), np.int64)
-        num_done = 0
-
-        def tell() -> None:
-            done = int(done_after[num_done - 1]) if num_done else 0
-            self.pace.say(f"tokenising {len(kept):,} documents", done, int(done_after[-1]))
-
-        tell()
-        groups = self._groups(rows, KEPT_SCHEMA)
-        tables = run_pass(groups, encode_parts, arguments, self.config.num_cpus)
-        with self._token_file.open("wb") as file:
-            for table in self.pace.iterate(tables, tell):
-                tokens, lengths = tokens_of(table)
-                file.write(tokens.tobytes())
-                counts[num_done : num_done + len(lengths)] = lengths
-                num_done += len(lengths)
-                self._exact &= all(table["exact"].to_pylist())
-        assert num_done == len(kept), f"{num_done} of {len(kept)} documents came back"
-        self.num_tokens = counts
+        """Turn the kept documents into files of tokens, in source order."""
+        raise NotImplementedError
 
     def pack(self) -> None:
         """Write both splits, the index and the report."""
-        kept = self.selection.kept
-        require_sequences(self.num_tokens, self.corpus.hashes[kept], self.selection.held_out[kept],
-                          seq_len=self.config.seq_len, seed=self.seed)  # fmt: skip
-        self.pace.say("packing")
-        self.figures = self.pace.run(self._write_splits, lambda: self.pace.say("packing"))
-        self._token_file.unlink()
-        np.save(self.folder / TOKEN_BYTES, self._token_lengths)
-        index = {
-            "schema_version": SCHEMA_VERSION,
-            "seq_len": self.config.seq_len,
-            "vocab_size": len(self._token_lengths),
-            "dtype": self._dtype.str,
-            "shard_samples": self.config.shard_samples,
-            "eos_token_id": self._eos,
-            "exact_bytes": self._exact,
-            "splits": {split: self.figures[split].to_json() for split in SPLITS},
-        }
-        report = {
-            "funnel": funnel(self.files, self.corpus, self.selection),
-            "tokenizer": {
-                "vocab_size": len(self._token_lengths),
-                "trained_on_bytes": self._sample_bytes,
-                "bytes_per_token": self.bytes_per_token(),
-            },
-        }
-        self._write(INDEX, json.dumps(index, indent=2) + "\n")
-        self._write("report.json", json.dumps(report, indent=2) + "\n")
-        self._write("set_aside.jsonl", set_aside_lines(self.corpus.set_aside))
+        raise NotImplementedError
+
+    def bytes_per_token(self) -> float:
+        """Of held-out text: what the tokenizer does for text that it was not trained on."""
+        raise NotImplementedError
 
     def metrics(self) -> dict[str, Any]:
         """The counts that the manifest shows."""
@@ -188,10 +147,10 @@ class Preparation:
         found: dict[str, Any] = {
             "num_files": len(self.files),
             "num_documents": int(unique),
-            "num_set_aside": len(self.corpus.set_aside),
+            "num_set_aside": len(self.set_aside),
             "num_short": int(self.selection.short.sum()),
             "num_duplicates": int(self.selection.duplicate.sum()),
-            "vocab_size": len(self._token_lengths),
+            "vocab_size": len(self.token_lengths),
             "bytes_per_token": self.bytes_per_token(),
         }
         for split in SPLITS:
@@ -200,19 +159,8 @@ class Preparation:
             found |= {f"{split}_{name}": figures[name] for name in names}
         return found
 
-    def bytes_per_token(self) -> float:
-        """Of held-out text: what the tokenizer does for text that it was not trained on."""
-        figures = self.figures["held_out"]
-        return round(figures.num_bytes / (figures.num_tokens - figures.num_documents), 4)
-
-    def _write_splits(self) -> dict[Split, SplitFigures]:
-        tokens = np.memmap(self._token_file, self._dtype, "r")
-        return {
-            "train": self._write_split("train", self.selection.train, tokens),
-            "held_out": self._write_split("held_out", self.selection.held_out, tokens),
-        }
-
-    def _write_split(self, split: Split, mask: Mask, tokens: Any) -> SplitFigures:
+    def split_documents(self, mask: Mask) -> tuple[npt.NDArray[np.int64], HashArray, list[str]]:
+        """Documents of a split in packing order, with their ids and sources."""
         corpus, documents = self.corpus, np.flatnonzero(mask)
         sources = [corpus.source(document) for document in documents.tolist()]
         ids = np.array(
@@ -220,25 +168,42 @@ class Preparation:
             dtype=f"S{HASH_BYTES}",
         )
         order = shuffled(ids, self.seed)
-        documents = documents[order]
-        # Place among the kept documents, which are what the token file holds.
-        place = np.cumsum(self.selection.kept)[documents] - 1
-        begin = np.cumsum(self.num_tokens) - self.num_tokens
-        return write_split(
-            self.folder / split,
-            Documents(
-                ids=ids[order],
-                sources=[sources[place] for place in order.tolist()],
-                num_bytes=corpus.num_bytes[documents],
-                begin=begin[place],
-                num_tokens=self.num_tokens[place],
-            ),
-            tokens,
-            self._token_lengths,
-            seq_len=self.config.seq_len,
-            shard_samples=self.config.shard_samples,
-            padding=self._eos,
-        )
+        return documents[order], ids[order], [sources[place] for place in order.tolist()]
+
+    def kept_groups(self) -> list[pa.Table]:
+        """One table a task, of the parts that hold kept documents."""
+        kept = kept_rows(self.corpus, self.selection.kept)
+        rows = {p: {"kept": numbers, "hashes": hashes} for p, (numbers, hashes) in kept.items()}
+        return self._groups(rows, KEPT_SCHEMA)
+
+    def write_index(self, version: int, exact: bool, more: dict[str, Any]) -> None:
+        """Write index.json and token_bytes.npy; `more` is what the format adds."""
+        np.save(self.folder / TOKEN_BYTES, self.token_lengths)
+        index = {
+            "schema_version": version,
+            "seq_len": self.config.seq_len,
+            "vocab_size": len(self.token_lengths),
+            "dtype": self.dtype.str,
+            "shard_samples": self.config.shard_samples,
+            "eos_token_id": self.eos,
+            "exact_bytes": exact,
+            **more,
+            "splits": {split: self.figures[split].to_json() for split in SPLITS},
+        }
+        self._write(INDEX, json.dumps(index, indent=2) + "\n")
+
+    def write_report(self, steps: list[dict[str, Any]], set_aside: Sequence[SetAside]) -> None:
+        """Write report.json and set_aside.jsonl."""
+        report = {
+            "funnel": steps,
+            "tokenizer": {
+                "vocab_size": len(self.token_lengths),
+                "trained_on_bytes": self._sample_bytes,
+                "bytes_per_token": self.bytes_per_token(),
+            },
+        }
+        self._write("report.json", json.dumps(report, indent=2) + "\n")
+        self._write("set_aside.jsonl", set_aside_lines(set_aside))
 
     def _groups(self, rows: dict[int, dict[str, Any]], schema: pa.Schema) -> list[pa.Table]:
         """Parts (and what `rows` adds to each) as one table a task."""
@@ -249,10 +214,6 @@ class Preparation:
             pa.Table.from_pylist([p.to_row() | rows[p.number] for p in some], schema=schema)
             for some in group(parts, target)
         ]
-
-    @property
-    def _token_file(self) -> Path:
-        return self.folder / "tokens.tmp"
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text, encoding="utf-8")

@@ -40,10 +40,13 @@ def prepare(config: DataConfig, context: Context) -> Artifact:
             raise MissingExtra(module, extra="data")
     # Only now may modules be imported that need the extra.
     from raylm.data.preparation import Preparation
+    from raylm.data.prepare_records import RecordPreparation
+    from raylm.data.prepare_text import TextPreparation
 
     files = list_files(config, context.base_dir)
+    kind: type[Preparation] = TextPreparation if config.format == "text" else RecordPreparation
     with context.store.draft("dataset", context.name) as draft:
-        preparation = Preparation(config, context, files, draft.path)
+        preparation = kind(config, context, files, draft.path)
         preparation.scan()
         preparation.make_tokenizer()
         preparation.encode()

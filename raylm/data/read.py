@@ -19,7 +19,7 @@ _GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A document before cleaning, or (`text` None) why there is none.
+    """A document before cleaning, or (`reason`) why there is none.
 
     `line` counts from 1 within the part of a JSONL file; it is 0 for a file that is one
     document.
@@ -33,6 +33,8 @@ class Raw:
     detail: str = ""
     suggestion: str = ""
     """For `no-field`: the field that was probably meant."""
+    record: dict[str, Any] | None = None
+    """In place of `text`: a JSON object that is a document as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,10 @@ class End:
     num_lines: int
 
 
-def read_part(part: Part, text_field: str) -> Iterator[Raw | End]:
+def read_part(part: Part, text_field: str | None) -> Iterator[Raw | End]:
     """Read the documents of a part, in order, then `End`.
+
+    Without `text_field`, a document is a whole record.
 
     Raises:
         DataError: the file is a broken gzip file or may not be read.
@@ -89,7 +93,7 @@ def _document(data: bytes) -> Raw:
     return Raw(0, len(data), decoded.text, decoded.repaired)
 
 
-def _records(file: IO[bytes], part: Part, text_field: str) -> Iterator[Raw | End]:
+def _records(file: IO[bytes], part: Part, text_field: str | None) -> Iterator[Raw | End]:
     """A line belongs to the part in which its first byte lies."""
     position = part.start
     if part.start:
@@ -106,7 +110,7 @@ def _records(file: IO[bytes], part: Part, text_field: str) -> Iterator[Raw | End
     yield End(number)
 
 
-def _record(line: bytes, number: int, text_field: str) -> Raw:
+def _record(line: bytes, number: int, text_field: str | None) -> Raw:
     def bad(reason: str, detail: str, suggestion: str = "") -> Raw:
         return Raw(number, len(line), None, False, reason, detail, suggestion)
 
@@ -121,21 +125,25 @@ def _record(line: bytes, number: int, text_field: str) -> Raw:
     except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         return bad("not-json", _one_line(str(error)))
     if not isinstance(record, dict):
-        return bad("not-an-object", f"a JSON object is expected, found {_kind(record)}")
+        return bad("not-an-object", f"a JSON object is expected, found {kind(record)}")
+    if text_field is None:
+        return Raw(number, len(line), repaired=decoded.repaired, record=record)
     if text_field not in record:
-        suggestion = _suggest(record, text_field)
-        fields = ", ".join(sorted(record)) or "none"
-        return bad(
-            "no-field", _one_line(f"no field {text_field!r}; there are: {fields}"), suggestion
-        )
+        return bad("no-field", no_field(record, text_field), suggest(record, text_field))
     text = record[text_field]
     if not isinstance(text, str):
-        return bad("not-a-string", f"field {text_field!r} holds {_kind(text)}, not text")
+        return bad("not-a-string", f"field {text_field!r} holds {kind(text)}, not text")
     size = len(text.encode("utf-8", "surrogatepass"))
     return Raw(number, size, text, decoded.repaired)
 
 
-def _suggest(record: dict[str, Any], text_field: str) -> str:
+def no_field(record: dict[str, Any], field: str) -> str:
+    """What is said of a record that lacks a field."""
+    fields = ", ".join(sorted(record)) or "none"
+    return _one_line(f"no field {field!r}; there are: {fields}")
+
+
+def suggest(record: dict[str, Any], text_field: str) -> str:
     """The field of the nearest name, else the one that holds the longest text."""
     texts = {name: len(value) for name, value in record.items() if isinstance(value, str)}
     return nearest(text_field, texts) or max(texts, key=texts.__getitem__, default="")
@@ -146,7 +154,8 @@ def most_suggested(suggestions: Counter[str]) -> str | None:
     return min(suggestions, key=lambda name: (-suggestions[name], name)) if suggestions else None
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What a JSON value is, for people."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
     return "null" if value is None else names.get(type(value), "a number")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from raylm.data.clean import clean
 from raylm.data.hashing import HASH_BYTES, HashArray, text_hash
 from raylm.data.parts import Part
 from raylm.data.read import End, Raw, read_part
+from raylm.data.records import BadRecord, Document, take
 from raylm.data.sample import Excerpt, Sampling, draw
 
 _FLUSH_BYTES = 16 * 2**20
@@ -29,6 +31,7 @@ SCHEMA = pa.schema(
         ("num_bytes", pa.int64()),
         ("repaired", pa.bool_()),
         ("hash", pa.binary(HASH_BYTES)),
+        ("label", pa.string()),
         ("excerpts", pa.list_(pa.struct([("position", pa.float64()), ("text", pa.string())]))),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -36,17 +39,35 @@ SCHEMA = pa.schema(
     ]
 )
 
+_COLUMNS = ["part", "line", "raw_bytes", "num_bytes", "repaired", "hash", "label"]
 
-def cleaned(part: Part, config: DataConfig) -> Iterator[tuple[Raw, str | None] | End]:
-    """Documents of a part with their clean text, None for what could not be read; then End."""
-    for raw in read_part(part, config.text_field):
+
+def cleaned(part: Part, config: DataConfig) -> Iterator[tuple[Raw, Document | None] | End]:
+    """Documents of a part, None for what could not be read or is not as it should be; then End."""
+    repairs: list[bool] = []
+
+    def tidy(text: str) -> str:
+        found = clean(text, normalize=config.normalize, fix_mojibake=config.fix_mojibake)
+        repairs.append(found.repaired)
+        return found.text
+
+    for raw in read_part(part, config.text_field if config.format == "text" else None):
         if isinstance(raw, End):
             yield raw
-        elif raw.text is None:
+        elif raw.reason:
             yield raw, None
         else:
-            text = clean(raw.text, normalize=config.normalize, fix_mojibake=config.fix_mojibake)
-            yield Raw(raw.line, raw.num_bytes, "", raw.repaired or text.repaired), text.text
+            repairs[:] = [raw.repaired]
+            try:
+                document = (
+                    Document.of_text(tidy(raw.text or ""))
+                    if raw.record is None
+                    else take(raw.record, config, tidy)
+                )
+            except BadRecord as bad:
+                yield Raw(raw.line, raw.num_bytes, None, False, *bad.args), None
+            else:
+                yield replace(raw, text="", record=None, repaired=any(repairs)), document
 
 
 def scan_parts(
@@ -61,8 +82,8 @@ def scan_parts(
                 rows.append({"part": part.number, "line": item.num_lines, "reason": _END})
                 continue
             row = _row(part, *item)
-            if (text := item[1]) is not None:
-                drawn = draw(text, row["hash"], seed, sampling)
+            if (document := item[1]) is not None:
+                drawn = draw(document.text, row["hash"], seed, sampling)
                 row["excerpts"] = [{"position": e.position, "text": e.text} for e in drawn]
                 held += row["num_bytes"] if row["excerpts"] else 0
             held += 256
@@ -73,15 +94,19 @@ def scan_parts(
     yield pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _row(part: Part, raw: Raw, text: str | None) -> dict[str, Any]:
+def _row(part: Part, raw: Raw, document: Document | None) -> dict[str, Any]:
     row: dict[str, Any] = {"part": part.number, "line": raw.line, "raw_bytes": raw.num_bytes}
-    if text is None:
+    if document is None:
         why = {"reason": raw.reason, "detail": raw.detail, "suggestion": raw.suggestion}
         return row | why
-    data = text.encode()
+    data = document.content.encode()
     return row | {
-        "num_bytes": len(data), "repaired": raw.repaired, "hash": text_hash(data)
-    }  # fmt: skip
+        # A text is its own content: it is encoded once.
+        "num_bytes": len(data) if document.text is document.content else document.num_bytes,
+        "repaired": raw.repaired,
+        "hash": text_hash(data),
+        "label": document.label,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +136,10 @@ class Corpus:
     """(document, excerpt) pairs that the tokenizer may be trained on."""
     set_aside: list[SetAside] = field(default_factory=list)
     suggestions: Counter[str] = field(default_factory=Counter)
-    """Fields that records without `text_field` probably meant."""
+    """Fields that records without `text_field` (or one of `fields`) probably meant."""
+    label: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Of `labels`: place of each document's label in `label_values`."""
+    label_values: list[str | int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.part)
@@ -144,8 +172,9 @@ def gather(parts: list[Part], tables: Iterable[pa.Table]) -> Corpus:
         for document, drawn in enumerate(good["excerpts"].to_pylist(), num_documents):
             excerpts += [(document, Excerpt(**e)) for e in drawn]
         num_documents += len(good)
-        columns.append(good.select(["part", "line", "raw_bytes", "num_bytes", "repaired", "hash"]))
+        columns.append(good.select(_COLUMNS))
     whole = pa.concat_tables(columns) if columns else SCHEMA.empty_table()
+    labels = pc.dictionary_encode(pc.drop_null(whole["label"])).combine_chunks()
     part, line = whole["part"].to_numpy(), whole["line"].to_numpy()
     return Corpus(
         parts=parts,
@@ -158,6 +187,8 @@ def gather(parts: list[Part], tables: Iterable[pa.Table]) -> Corpus:
         excerpts=excerpts,
         set_aside=set_aside,
         suggestions=suggestions,
+        label=labels.indices.to_numpy(),
+        label_values=[json.loads(value) for value in labels.dictionary.to_pylist()],
     )
 
 

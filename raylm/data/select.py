@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -134,3 +134,26 @@ def require_sequences(
         code="data-too-small",
         hint=hint,
     )
+
+
+def without(selection: Selection, left_out: Mask) -> Selection:
+    """The selection less some documents [n].
+
+    Raises:
+        DataError: one of the splits loses all of its documents.
+    """
+    rest = replace(
+        selection, train=selection.train & ~left_out, held_out=selection.held_out & ~left_out
+    )
+    for split, before, after in (
+        ("training", selection.train, rest.train),
+        ("held-out", selection.held_out, rest.held_out),
+    ):
+        if not after.any():
+            raise DataError(
+                f"none of the {int(before.sum())} records of the {split} split fits a sequence of "
+                "data.seq_len tokens",
+                code="data-too-small",
+                hint="set data.seq_len higher, or data.too_long=truncate, or add records",
+            )
+    return rest

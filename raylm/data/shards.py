@@ -2,22 +2,29 @@
 
     tokenizer/                 a Hugging Face tokenizer folder
     token_bytes.npy            int32 [vocab]: bytes of text that each token stands for
-    index.json                 sequence length, vocabulary, dtype, and the figures of each split
+    index.json                 sequence length, vocabulary, dtype, and the figures of each split;
+                               of records also format, label names, source_len, decoder_start_id
     report.json                the funnel: files, documents and bytes into and out of each step
     set_aside.jsonl            what could not be read: source, reason, detail
     train/, held_out/          a split:
-        tokens-00000.bin ...   rows of `seq_len` token ids, little-endian uint16 or uint32,
-                               `shard_samples` rows in each file but the last
-        pieces.npy             PIECE [pieces]: which tokens of which document lie where
-        piece_starts.npy       int64 [num_samples + 1]: sample i has the pieces
-                               piece_starts[i] : piece_starts[i + 1]
+        tokens-*.bin, pieces.npy, piece_starts.npy: the stream of sequences (stream.py)
         documents.parquet      id, source, num_bytes, num_tokens; row = PIECE.document
+        source/                of `pairs`: the encoder's stream; its pieces match the decoder's
+        spans.npy              of `chat` and `preferences`: SPAN [spans] and, in
+        span_starts.npy        int64 [num_samples + 1], where those of each sample start
+        labels.npy             of `labels`: int32 [pieces], place in index.json's labels
 
-Documents, each ended by the tokenizer's end-of-text token, follow each other in a shuffled
-order and are cut every `seq_len` tokens; the rest of the last sample is padding. A piece is
-what a sample holds of one document. Pieces never see each other: they are separate
-segments, and positions start at 0 in each. Byte offsets count the UTF-8 of the cleaned
-text; the document's tokens, decoded, are exactly that text if index.json says `exact_bytes`.
+Documents of the format `text`, each ended by the tokenizer's end-of-text token, follow each
+other in a shuffled order and are cut every `seq_len` tokens; the rest of the last sample is
+padding. Records of the other formats are never cut over two samples: each is one piece (a
+preference two, its chosen and its rejected side), and a sample may end in padding. A piece is
+what a sample holds of one document. Pieces never see each other: they are separate segments,
+and positions start at 0 in each. Byte offsets count the UTF-8 of the cleaned text that was
+tokenised; a document's tokens, decoded, are exactly that text if index.json says
+`exact_bytes` (a truncated record: what is left of it).
+
+The stream of `pairs` holds what the decoder says, [t1 .. tm, end-of-text]; `batch` makes from
+it what the decoder reads.
 """
 
 from __future__ import annotations
@@ -31,35 +38,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from raylm.config.data import Format
+from raylm.data import targets
+from raylm.data.stream import Stream, ranges
+from raylm.data.targets import NO_TARGET as NO_TARGET
 from raylm.errors import ArtifactError
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-INDEX, TOKEN_BYTES, PIECES, PIECE_STARTS, DOCUMENTS = (
-    "index.json", "token_bytes.npy", "pieces.npy", "piece_starts.npy", "documents.parquet",
-)  # fmt: skip
-PIECE = np.dtype(
-    [
-        ("start", "<i4"),  # first token in the sample
-        ("length", "<i4"),  # tokens
-        ("document", "<i8"),  # row of documents.parquet
-        ("token_offset", "<i8"),  # tokens of the document before this piece
-        ("byte_offset", "<i8"),  # bytes of the document before this piece
-    ]
-)
-NO_TARGET = -100
-"""What a position without a next token has as target; torch's cross entropy ignores it."""
-SCHEMA_VERSION = 1
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"tokens-{number:05d}.bin"
+INDEX, TOKEN_BYTES, DOCUMENTS = "index.json", "token_bytes.npy", "documents.parquet"
+SOURCE, SPANS, SPAN_STARTS, LABELS = "source", "spans.npy", "span_starts.npy", "labels.npy"
+TEXT_SCHEMA_VERSION, SCHEMA_VERSION = 1, 2
+"""Of a dataset of text, which has not changed since, and of records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed sequences; every array is [n, seq_len]."""
+    """Packed sequences; an array is [n, seq_len] where nothing else is said."""
 
     input_ids: npt.NDArray[np.int64]
     segment_ids: npt.NDArray[np.int32]
@@ -67,7 +62,16 @@ class Batch:
     position_ids: npt.NDArray[np.int64]
     """From 0 in each segment."""
     targets: npt.NDArray[np.int64]
-    """The next token of the same segment; NO_TARGET at its end and on padding."""
+    """The next token of the same segment where it counts, NO_TARGET elsewhere; `pairs`: what
+    the decoder says where it reads `input_ids`."""
+    source: Batch | None = None
+    """Of `pairs`: the encoder's side, [n, source_len], without targets. Its segment k is the
+    source of segment k here."""
+    labels: npt.NDArray[np.int64] | None = None
+    """Of `labels`: class of segment k + 1 in column k, NO_TARGET where there is no such segment;
+    [n, most segments of a sequence]."""
+    numbers: npt.NDArray[np.int64] | None = None
+    """Global sample numbers [n], where training set them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +94,34 @@ class PackedSplit:
 
     def __init__(self, folder: Path, index: dict[str, Any], split: Split) -> None:
         figures = index["splits"][split]
+        self.format: Format = index.get("format", "text")
         self.seq_len: int = index["seq_len"]
+        self.source_len: int | None = index.get("source_len")
+        self.labels: tuple[str, ...] | None = (
+            tuple(index["labels"]) if self.format == "labels" else None
+        )
         self.vocab_size: int = index["vocab_size"]
         self.num_samples: int = figures["num_samples"]
         self.num_documents: int = figures["num_documents"]
         self._root, self._folder = folder, folder / split
-        self._shard_samples: int = index["shard_samples"]
-        num_shards = -(-self.num_samples // self._shard_samples)
-        shards = [
-            np.memmap(self._folder / shard_name(n), np.dtype(index["dtype"]), "r")
-            for n in range(num_shards)
-        ]
-        self._shards = [shard.reshape(-1, self.seq_len) for shard in shards]
-        self._pieces = np.load(self._folder / PIECES, mmap_mode="r")
-        self._piece_starts = np.load(self._folder / PIECE_STARTS, mmap_mode="r")
+        self._stream = self._open_stream(self._folder, index, self.seq_len)
+        self._source: Stream | None = None
+        if self.source_len is not None:
+            self._source = self._open_stream(self._folder / SOURCE, index, self.source_len)
+            self._decoder_start: int = index["decoder_start_id"]
+        if self.format in ("chat", "preferences"):
+            self._spans = np.load(self._folder / SPANS, mmap_mode="r")
+            self._span_starts = np.load(self._folder / SPAN_STARTS, mmap_mode="r")
+        if self.format == "labels":
+            self._label_of_piece = np.load(self._folder / LABELS, mmap_mode="r")
+
+    def _open_stream(self, folder: Path, index: dict[str, Any], seq_len: int) -> Stream:
+        return Stream(folder, index["dtype"], seq_len, index["shard_samples"], self.num_samples)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes, where the format is `labels`."""
+        return None if self.labels is None else len(self.labels)
 
     @classmethod
     def open(cls, artifact: Path, split: Split) -> PackedSplit:
@@ -123,37 +141,54 @@ class PackedSplit:
             ) from error
 
     def tokens(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Token ids of samples, int64 [n, seq_len]."""
-        rows = self._checked(indices)
-        out = np.empty((len(rows), self.seq_len), np.int64)
-        for place, row in enumerate(rows):
-            shard, number = divmod(int(row), self._shard_samples)
-            out[place] = self._shards[shard][number]
-        return out
+        """Token ids of samples as they are stored, int64 [n, seq_len]."""
+        return self._stream.tokens(self._checked(indices))
 
     def batch(self, indices: npt.ArrayLike) -> Batch:
         """Samples by number, in the order asked for; indices [n]."""
         rows = self._checked(indices)
-        ids = self.tokens(rows)
-        segments, positions = self._segments(rows)
-        targets = np.full_like(ids, NO_TARGET)
-        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        np.copyto(targets[:, :-1], ids[:, 1:], where=same)
-        return Batch(ids, segments, positions, targets)
+        ids = self._stream.tokens(rows)
+        segments, positions = self._stream.layout(rows)
+        if self.format == "text":
+            return Batch(ids, segments, positions, targets.of_next_tokens(ids, segments))
+        if self._source is not None:
+            said = np.where(segments > 0, ids, NO_TARGET)
+            read = targets.shifted_right(ids, segments, positions, self._decoder_start)
+            return Batch(read, segments, positions, said, source=self._source_batch(rows))
+        if self.format == "labels":
+            picks, counts = self._stream.pieces_of(rows)
+            labels = targets.by_segment(self._label_of_piece[picks], counts)
+            return Batch(ids, segments, positions, np.full_like(ids, NO_TARGET), labels=labels)
+        picks, counts = ranges(self._span_starts[rows], self._span_starts[rows + 1])
+        learned = targets.of_spans(ids, self._spans[picks], counts)
+        return Batch(ids, segments, positions, learned)
+
+    def _source_batch(self, rows: npt.NDArray[np.int64]) -> Batch:
+        assert self._source is not None
+        ids = self._source.tokens(rows)
+        return Batch(ids, *self._source.layout(rows), np.full_like(ids, NO_TARGET))
 
     def sample(self, index: int) -> Batch:
         """One sample; every array is [1, seq_len]."""
         return self.batch([index])
 
     def num_targets(self, indices: npt.ArrayLike) -> int:
-        """Targets in these samples together, without reading their tokens."""
-        picks, _ = self._pieces_of(self._checked(indices))
-        return int(self._pieces["length"][picks].sum()) - len(picks)
+        """What the loss of these samples is divided by, without reading their tokens: targets;
+        of `labels` the labels, of `preferences` the pairs."""
+        rows = self._checked(indices)
+        if self.format == "chat":
+            picks, _ = ranges(self._span_starts[rows], self._span_starts[rows + 1])
+            return int(self._spans["length"][picks].sum())
+        picks, _ = self._stream.pieces_of(rows)
+        if self.format in ("labels", "preferences"):
+            return len(picks) if self.format == "labels" else len(picks) // 2
+        num_tokens = int(self._stream.pieces["length"][picks].sum())
+        return num_tokens if self.format == "pairs" else num_tokens - len(picks)
 
     def trace(self, index: int) -> list[Piece]:
         """Where each token of a sample comes from, in the order of the sample."""
         (row,) = self._checked([index])
-        pieces = self._pieces[self._piece_starts[row] : self._piece_starts[row + 1]]
+        pieces = self._stream.pieces[self._stream.pieces_of(np.array([row]))[0]]
         lengths = self._token_bytes[self.tokens([row])[0]]
         table = self._documents.take(pieces["document"]).to_pylist()
         return [
@@ -168,35 +203,6 @@ class PackedSplit:
             )
             for piece, document in zip(pieces, table, strict=True)
         ]
-
-    def _segments(
-        self, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Segment and position of every token of samples, [n, seq_len] each."""
-        picks, counts = self._pieces_of(rows)
-        pieces = self._pieces[picks]
-        start = pieces["start"].astype(np.int64)
-        row = np.repeat(np.arange(len(rows)), counts)
-        number = np.arange(len(picks)) - np.repeat(np.cumsum(counts) - counts, counts)
-        # Pieces lie without gaps from the start of a sample: only its last token can tell
-        # where padding begins.
-        filled = np.add.reduceat(pieces["length"], np.cumsum(counts) - counts)
-        segments = np.zeros((len(rows), self.seq_len), np.int32)
-        positions = np.zeros((len(rows), self.seq_len), np.int64)
-        inside = np.arange(self.seq_len) < filled[:, None]
-        segments[inside] = np.repeat((number + 1).astype(np.int32), pieces["length"])
-        flat = np.flatnonzero(inside)
-        positions[inside] = flat - np.repeat(row * self.seq_len + start, pieces["length"])
-        return segments, positions
-
-    def _pieces_of(
-        self, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Numbers of all pieces of samples, one after the other, and how many each has."""
-        first = self._piece_starts[rows]
-        counts = self._piece_starts[rows + 1] - first
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(first, counts) + within, counts
 
     def _checked(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
         rows = np.asarray(indices, np.int64).reshape(-1)

@@ -45,7 +45,8 @@ def list_files(config: DataConfig, base_dir: Path) -> list[SourceFile]:
     """All input files: paths in the order given, names sorted within each, none twice.
 
     Raises:
-        DataError: no paths, a path that is not there, or one without a fitting file.
+        DataError: no paths, a path that is not there, one without a fitting file, or a file
+            that is not JSONL where `format` takes records.
     """
     if not config.paths:
         raise DataError(
@@ -62,7 +63,17 @@ def list_files(config: DataConfig, base_dir: Path) -> list[SourceFile]:
             path = root / relative
             name = f"{label}/{relative}" if label else relative
             found.setdefault(path.resolve(), SourceFile(_text(name), path, path.stat().st_size))
-    return list(found.values())
+    files = list(found.values())
+    other = None if config.format == "text" else next((f for f in files if not f.jsonl), None)
+    if other is not None:
+        raise DataError(
+            f"{other.name}: data.format={config.format} reads records, from .jsonl and .ndjson "
+            "files (or .gz of them) alone",
+            code="data-not-records",
+            hint='data.pattern: "**/*.jsonl" takes the fitting files of a folder, data.exclude '
+            "leaves others out",
+        )
+    return files
 
 
 def _expand(entry: str, config: DataConfig, base_dir: Path) -> tuple[Path, str, list[str]]:

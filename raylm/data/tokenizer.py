@@ -24,6 +24,7 @@ from raylm.model.folder import tokenizer_files
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+MASK = "<|mask|>"
 _WORDS = (
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+(?:'(?i:s|t|re|ve|m|ll|d)(?!\p{L}))?"
     r"|\p{N}{1,2}"
@@ -39,10 +40,20 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+_ENCLOSING = processors.TemplateProcessing(
+    single=f"{END_OF_TEXT} $A {END_OF_TEXT}",
+    pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B:1 {END_OF_TEXT}:1",
+    special_tokens=[(END_OF_TEXT, 0)],
+)
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int, *, mask: bool = False, enclosed: bool = False
+) -> Tokenizer:
     """A byte-level BPE of exactly `vocab_size` tokens, special ones first.
 
+    For an encoder, `mask` adds the token that hides others, and with `enclosed` end-of-text
+    stands before and after a text that is encoded with special tokens (BERT's [CLS] and [SEP]).
     The result depends on the texts' contents alone, not on their order or on threads.
 
     Raises:
@@ -55,12 +66,15 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    byte_level = processors.ByteLevel(trim_offsets=False)
+    tokenizer.post_processor = (
+        processors.Sequence([byte_level, _ENCLOSING]) if enclosed else byte_level
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *([MASK] if mask else [])],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -82,6 +96,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    if tokenizer.num_special_tokens_to_add(False):
+        roles |= {"cls_token": END_OF_TEXT, "sep_token": END_OF_TEXT}
+    if tokenizer.token_to_id(MASK) == len(SPECIAL_TOKENS):
+        roles |= {"mask_token": MASK}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -125,19 +143,24 @@ def end_of_text_id(folder: Path, tokenizer: Tokenizer) -> int:
     Raises:
         DataError: the folder's tokenizer_config.json names none that the tokenizer has.
     """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
-        token = (
-            json.loads(file.read_text(encoding="utf-8")).get("eos_token") if file.exists() else None
-        )
-        token = token["content"] if isinstance(token, dict) else token
-        if token is not None and (found := tokenizer.token_to_id(token)) is not None:
-            return int(found)
+    if (found := role_id(folder, tokenizer, "eos_token")) is not None:
+        return found
     raise DataError(
         "data.tokenizer.path: the tokenizer names no eos_token, so documents cannot be ended",
         code="data-no-eos",
         hint='add "eos_token" to its tokenizer_config.json',
     )
+
+
+def role_id(folder: Path, tokenizer: Tokenizer, role: str) -> int | None:
+    """Id of the token that a tokenizer folder names for a role (`pad_token`), if there is one."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        token = json.loads(file.read_text(encoding="utf-8")).get(role) if file.exists() else None
+        token = token["content"] if isinstance(token, dict) else token
+        if token is not None and (found := tokenizer.token_to_id(token)) is not None:
+            return int(found)
+    return None
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylm.errors import ConfigError, RequestError, nearest
+from raylm.model.chat import ChatTemplate
 from raylm.serve.backend import Backend
-from raylm.serve.chat import ChatTemplate
 from raylm.serve.tokenizer import PromptTokenizer
 
 

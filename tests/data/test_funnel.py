@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raylm.config.data import DataConfig
-from raylm.data.funnel import check_readable, funnel, set_aside_lines
+from raylm.data.funnel import check_readable, check_usable, funnel, set_aside_lines
 from raylm.data.parts import cut
 from raylm.data.scan import Corpus, SetAside
 from raylm.data.select import Selection
@@ -97,3 +97,36 @@ def test_what_is_set_aside_is_listed_a_line_each() -> None:
         {"source": "ü.bin", "reason": "binary", "detail": "NULs", "num_bytes": 1},
     ]
     assert set_aside_lines([]) == ""
+
+
+def test_records_have_a_step_of_their_own() -> None:
+    found = corpus(3, [])
+    none = np.zeros(3, bool)
+    train, held = np.array([True, False, False]), np.array([False, False, True])
+    step = {"dropped": 1, "reasons": {"too-long": 1}, "truncated": 0}
+    steps = funnel(FILES, found, Selection(none, none, train, held), step)
+    assert steps[5] == {"step": "encoded", "documents": 2, "bytes": 2} | step
+    assert [s["step"] for s in steps[6:]] == ["train", "held_out"]
+
+
+def test_records_that_the_template_refuses_count_as_bad() -> None:
+    found = corpus(9, [bad_record(3)])
+    config = DataConfig(paths=("a",), format="chat", max_bad=0.2)
+    refused = [bad_record(4, "template-refused"), bad_record(5, "template-refused")]
+    check_usable(found, [], config)
+    check_usable(found, refused[:1], config)
+    with pytest.raises(DataError) as caught:
+        check_usable(found, refused, config)
+    assert caught.value.code == "data-bad-records"
+    assert caught.value.message.startswith("a.jsonl:4: why (2 of 10 records")
+
+
+def test_a_missing_field_of_a_record_names_the_option() -> None:
+    bad = [bad_record(n, "no-field") for n in (1, 2)]
+    config = DataConfig(paths=("a",), format="chat")
+    with pytest.raises(DataError) as caught:
+        check_readable(corpus(0, bad, {"data.fields.messages to 'turns'": 2}), config)
+    assert caught.value.hint == "set data.fields.messages to 'turns'"
+    with pytest.raises(DataError) as caught:
+        check_readable(corpus(0, bad), config)
+    assert caught.value.hint == "set data.fields to the names that the records use"

@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import raylm.data.preparation as preparation
+import raylm.data.prepare_text as prepare_text
 from raylm.artifact import Artifact
 from raylm.config.data import DataConfig
 from raylm.data.clean import clean
@@ -327,7 +328,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(preparation, "write_split", full)
+    monkeypatch.setattr(prepare_text, "write_split", full)
     with pytest.raises(HostError) as caught:
         prepare_in(corpus_dir, store=tmp_path, **basic)
     assert caught.value.code == "disk-full"

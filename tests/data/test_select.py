@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raylm.data.hashing import fractions, text_hash
-from raylm.data.select import first_of_equal, require_sequences, select
+from raylm.data.select import first_of_equal, require_sequences, select, without
 from raylm.errors import DataError
 
 
@@ -84,3 +84,16 @@ def test_a_split_below_one_sequence_says_what_would_do() -> None:
     require_sequences(tokens, hashes, enough, seq_len=100, seed=0)
     assert enough.sum() == 10
     assert f"data.seq_len to {int(held.sum()) * 10} or less" in hint
+
+
+def test_documents_that_do_not_fit_leave_their_split() -> None:
+    chosen = select(many(40), np.full(40, 9), min_bytes=1, dedup=True, held_out=0.3, seed=0)
+    left_out = np.zeros(40, bool)
+    left_out[np.flatnonzero(chosen.train)[:3]] = True
+    rest = without(chosen, left_out)
+    assert rest.train.sum() == chosen.train.sum() - 3
+    assert (rest.held_out == chosen.held_out).all()
+    with pytest.raises(DataError, match="records of the held-out split") as caught:
+        without(chosen, chosen.held_out)
+    assert caught.value.code == "data-too-small"
+    assert "data.too_long=truncate" in (caught.value.hint or "")

@@ -12,6 +12,7 @@ from raylm.data.shards import NO_TARGET, SCHEMA_VERSION, PackedSplit, token_byte
 from raylm.errors import ArtifactError
 
 SEQ_LEN = 8
+ARRAYS = ("input_ids", "segment_ids", "position_ids", "targets")
 
 
 @pytest.fixture
@@ -67,8 +68,10 @@ def test_a_batch_has_segments_positions_and_targets(artifact: Path) -> None:
         [114, 115, 116, 117, 118, 119, no, no],
         [401, 402, 403, 404, 405, no, no, no],
     ]
-    types = [getattr(batch, name).dtype for name in batch.__slots__]
+    types = [getattr(batch, name).dtype for name in ARRAYS]
     assert types == [np.int64, np.int32, np.int64, np.int64]
+    assert (batch.source, batch.labels, batch.numbers) == (None, None, None)
+    assert (split.format, split.source_len, split.num_labels) == ("text", None, None)
 
 
 def test_a_batch_is_its_samples_in_any_order_and_repeated(artifact: Path) -> None:
@@ -76,7 +79,7 @@ def test_a_batch_is_its_samples_in_any_order_and_repeated(artifact: Path) -> Non
     batch = split.batch([3, 0, 3])
     for place, row in enumerate([3, 0, 3]):
         single = split.sample(row)
-        for name in batch.__slots__:
+        for name in ARRAYS:
             assert getattr(batch, name)[place].tolist() == getattr(single, name)[0].tolist()
     assert split.batch([]).input_ids.shape == (0, SEQ_LEN)
 

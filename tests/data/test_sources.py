@@ -105,3 +105,13 @@ def test_no_paths_offer_the_standard_library(tmp_path: Path) -> None:
         names(tmp_path)
     assert caught.value.code == "data-no-paths"
     assert "python:stdlib" in (caught.value.hint or "")
+
+
+def test_records_come_from_jsonl_files_alone(tmp_path: Path) -> None:
+    make(tmp_path, "c/a.jsonl", "c/b.ndjson.gz", "c/notes.txt")
+    with pytest.raises(DataError) as caught:
+        names(tmp_path, "c", format="chat")
+    assert caught.value.code == "data-not-records"
+    assert caught.value.message.startswith("c/notes.txt: data.format=chat reads records")
+    assert names(tmp_path, "c", format="chat", exclude=("*.txt",)) == ["c/a.jsonl", "c/b.ndjson.gz"]
+    assert len(names(tmp_path, "c")) == 3

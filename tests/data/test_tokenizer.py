@@ -7,10 +7,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from raylm.data.tokenizer import (
+    MASK,
     SPECIAL_TOKENS,
     copy_tokenizer,
     end_of_text_id,
     load_tokenizer,
+    role_id,
     save_tokenizer,
     token_lengths,
     train_tokenizer,
@@ -164,3 +166,37 @@ def test_a_word_level_pattern_is_not_mistaken_for_bytes() -> None:
     tokenizer = Tokenizer(models.WordLevel(vocab={"Ġé": 0}, unk_token="Ġé"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     assert token_lengths(tokenizer).tolist() == [4]
+
+
+def test_an_encoder_s_tokenizer_has_a_mask_and_encloses_texts(
+    texts: list[str], trained: Tokenizer, tmp_path: Path
+) -> None:
+    encoder = train_tokenizer(texts, 420, mask=True, enclosed=True)
+    assert encoder.token_to_id(MASK) == 3 and encoder.get_vocab_size() == 420
+    ids = encoder.encode("alpha <|mask|>").ids
+    assert (ids[0], ids[-2], ids[-1]) == (0, 3, 0)
+    assert 3 not in load_tokenizer(encoder.to_str()).encode("alpha <|mask|>").ids
+    save_tokenizer(encoder, tmp_path / "t")
+    config = json.loads((tmp_path / "t" / "tokenizer_config.json").read_text())
+    assert [config[f"{role}_token"] for role in ("cls", "sep", "mask")] == [
+        "<|endoftext|>", "<|endoftext|>", "<|mask|>"
+    ]  # fmt: skip
+    assert role_id(tmp_path / "t", encoder, "mask_token") == 3
+    save_tokenizer(trained, tmp_path / "plain")
+    plain = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    assert not {"cls_token", "sep_token", "mask_token"} & plain.keys()
+    assert role_id(tmp_path / "plain", trained, "mask_token") is None
+
+
+def test_the_tokenizer_of_a_decoder_is_spelled_as_it_was(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config == {
+        "bos_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|endoftext|>",
+        "extra_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    processor = json.loads((folder / "tokenizer.json").read_text())["post_processor"]
+    assert processor["type"] == "ByteLevel"

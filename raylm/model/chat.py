@@ -1,7 +1,8 @@
-"""Chat templates: messages become the prompt exactly as transformers would render them.
+"""Chat templates: messages become text exactly as transformers would render them.
 
-Templates come with models, so they are foreign code: they run in Jinja's immutable sandbox,
-with bounds on the size of template and output and on the time between two pieces of output.
+Serving makes prompts with them, the data stage the conversations that are trained on. Templates
+come with models, so they are foreign code: they run in Jinja's immutable sandbox, with bounds on
+the size of template and output and on the time between two pieces of output.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """A model's chat template, compiled."""
+    """A model's chat template, compiled. `dated` ones know today's date, if they ask for it."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], *, max_chars: int) -> None:
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], *, max_chars: int, dated: bool = True
+    ) -> None:
         if len(source.encode()) > MAX_TEMPLATE_BYTES:
             raise ModelError(
                 f"the chat template is larger than {MAX_TEMPLATE_BYTES} bytes",
@@ -50,7 +53,8 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        if dated:
+            environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
         except (TemplateError, RecursionError) as error:
@@ -67,31 +71,20 @@ class ChatTemplate:
         Raises:
             ModelError: it is too large or is not a template.
         """
-        config: dict[str, Any] = {}
-        if (folder / "tokenizer_config.json").is_file():
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        file = folder / "chat_template.jinja"
-        if file.is_file():
-            source: Any = file.read_text(encoding="utf-8")
-        else:
-            source = config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
-        if not source:
-            return None
-        special = {name: _token_text(config[name]) for name in _SPECIAL if config.get(name)}
-        return cls(source, special, max_chars=max_chars)
+        found = read_template(folder)
+        return None if found is None else cls(*found, max_chars=max_chars)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt for the next answer.
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt for the next answer, or the conversation as it is.
 
         Raises:
             RequestError: the template refuses the messages, or makes too much of them.
         """
         variables: dict[str, Any] = {
             "messages": list(messages),
-            "add_generation_prompt": True,
+            "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,
             **self._special_tokens,
@@ -114,6 +107,24 @@ class ChatTemplate:
                 param="messages",
             ) from error
         return "".join(pieces)
+
+
+def read_template(folder: Path) -> tuple[str, dict[str, str]] | None:
+    """Source of a tokenizer folder's chat template, and its special tokens by their roles."""
+    config: dict[str, Any] = {}
+    if (folder / "tokenizer_config.json").is_file():
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        source: Any = file.read_text(encoding="utf-8")
+    else:
+        source = config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in source}
+        source = named.get("default")
+    if not source:
+        return None
+    return source, {name: _token_text(config[name]) for name in _SPECIAL if config.get(name)}
 
 
 def _raise(message: str) -> NoReturn:

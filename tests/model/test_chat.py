@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raylm.errors import ModelError, RequestError
-from raylm.serve.chat import MAX_TEMPLATE_BYTES, ChatTemplate
+from raylm.model.chat import MAX_TEMPLATE_BYTES, ChatTemplate
 
 LLAMA = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
