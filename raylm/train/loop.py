@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config.model import ModelConfig
-from raylm.config.train import TrainConfig
+from raylm.config.train import ObjectiveName, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Job:
 
     model: ModelConfig
     config: TrainConfig
+    objective: ObjectiveName
     dataset: Path
     work: Path
     seed: int

@@ -15,7 +15,6 @@ import torch
 import torch.distributed
 
 from raylm.config.train import TrainConfig
-from raylm.data.order import sample_indices
 from raylm.data.shards import Batch, PackedSplit
 from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
@@ -23,9 +22,11 @@ from raylm.model.folder import special_token_ids
 from raylm.stage import CHECKPOINTS
 from raylm.train.checkpoint import Checkpointer, Progress, newest_sound
 from raylm.train.loop import Job
+from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
-from raylm.train.objective import next_token_loss
+from raylm.train.objectives.objective import head_of, objective_for
 from raylm.train.schedule import fix_horizon, lr_factor
+from raylm.train.source import Source, SpecialTokens
 from raylm.train.zero import deepspeed_config
 
 _HELD_OUT_SAMPLES = 32
@@ -50,15 +51,25 @@ class Worker:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._job, self._config = job, job.config
         self._rank, self._world_size = rank, world_size
-        self._data = PackedSplit.open(job.dataset, "train")
-        self._held_out = PackedSplit.open(job.dataset, "held_out")
+        split = PackedSplit.open(job.dataset, "train")
+        tokenizer = job.dataset / "tokenizer"
+        special = SpecialTokens.of(tokenizer)
+        self._data = Source(split, job.seed, job.objective, special)
+        held_out = PackedSplit.open(job.dataset, "held_out")
+        self._held_out = Source(held_out, job.seed, job.objective, special)
+        self._objective = objective_for(job.objective)
         torch.manual_seed(job.seed)
         model = build_model(
             job.model,
-            seq_len=self._data.seq_len,
-            vocab_size=self._data.vocab_size,
-            special_ids=special_token_ids(job.dataset / "tokenizer"),
+            seq_len=split.seq_len,
+            vocab_size=split.vocab_size,
+            special_ids=special_token_ids(tokenizer),
+            head=head_of(job.objective),
+            labels=split.labels,
         )
+        if job.config.lora is not None:
+            add_adapters(model, job.config.lora)
+        self._objective.prepare(model, job.config)
         self._hf_config = model.config
         if job.config.activation_checkpointing:
             model.gradient_checkpointing_enable()
@@ -129,13 +140,8 @@ class Worker:
     def step(self) -> StepFigures:
         """One optimizer step on this rank's share of the next global batch."""
         config = self._config
-        rows = sample_indices(
-            self._job.seed,
-            self._data.num_samples,
-            self.done * config.global_batch,
-            config.global_batch,
-        )
-        num_targets = self._data.num_targets(rows)
+        numbers = np.arange(config.global_batch) + self.done * config.global_batch
+        num_targets = self._data.num_targets(numbers)
         lr = config.optimizer.lr * lr_factor(config.schedule, self.done, self._horizon)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -144,7 +150,7 @@ class Worker:
         for index in range(accumulation):
             # Micro-batch i of rank r: the global batch is cut the same way for any i, r.
             start = (index * self._world_size + self._rank) * config.micro_batch
-            batch = self._data.batch(rows[start : start + config.micro_batch])
+            batch = self._data.batch(numbers[start : start + config.micro_batch])
             nll = self._nll(batch)
             # DeepSpeed divides by ranks and accumulation; the sum is over targets.
             self._engine.backward(nll * (self._world_size * accumulation / num_targets))
@@ -157,14 +163,14 @@ class Worker:
             loss=float(total) / num_targets,
             grad_norm=None if norm is None else float(norm),
             lr=lr,
-            num_tokens=int(rows.size) * self._data.seq_len,
+            num_tokens=config.global_batch * self._data.split.seq_len,
         )
 
     def _nll(self, batch: Batch) -> torch.Tensor:
         # ZeRO-3 counts micro-batches in the engine's own forward pass, and has the head's
         # weight only within it; below, the fused loss may look into the module.
         whole = self._config.zero < 3
-        return next_token_loss(
+        return self._objective.loss(
             self._engine.module if whole else self._engine,
             batch,
             mask_documents=self._config.mask_documents,
@@ -193,7 +199,7 @@ class Worker:
 
     def validate(self) -> float:
         """Loss on a fixed part of the held-out split, nats per target token."""
-        rows = np.arange(min(_HELD_OUT_SAMPLES, self._held_out.num_samples))
+        rows = np.arange(min(_HELD_OUT_SAMPLES, self._held_out.split.num_samples))
         mine = rows[self._rank :: self._world_size]
         figures = torch.zeros(2, dtype=torch.float64)
         self._engine.eval()
@@ -201,11 +207,11 @@ class Worker:
             # ZeRO-3 gathers parameters in every forward: all ranks take the same number.
             for start in range(0, -(-len(rows) // self._world_size), self._config.micro_batch):
                 part = mine[start : start + self._config.micro_batch]
-                batch = self._held_out.batch(part if len(part) else rows[:1])
+                batch = self._held_out.in_order(part if len(part) else rows[:1])
                 nll = self._nll(batch)
                 if len(part):
                     figures[0] += float(nll)
-                    figures[1] += int((batch.targets >= 0).sum())
+                    figures[1] += self._held_out.num_targets_in_order(part)
         self._engine.train()
         torch.distributed.all_reduce(figures)
         loss = float(figures[0] / figures[1])
@@ -253,7 +259,7 @@ class Worker:
                 self._job.result.mkdir(parents=True, exist_ok=True)
                 save_model(
                     self._hf_config,
-                    self._engine.module.state_dict(),
+                    merged_state(self._engine.module),
                     self._job.dataset / "tokenizer",
                     self._job.result,
                 )
