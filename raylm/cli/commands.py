@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "down": ("raylm.cli.cluster:down", "finish running answers, then end the cluster"),
         "status": ("raylm.cli.cluster:status", "what runs, and where"),
         "logs": ("raylm.cli.cluster:logs", "the last lines of the cluster's logs"),
+        "model": ("raylm.cli.model:app", "show what a model is made of"),
         "models": ("raylm.cli.models:app", "list, show, verify and remove artifacts"),
         "runs": ("raylm.cli.runs:app", "list and show runs"),
     },

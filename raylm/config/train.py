@@ -8,6 +8,23 @@ from pydantic import Field, model_validator
 
 from raylm.config.section import OUTSIDE_KEY, Section
 
+ObjectiveName = Literal["causal", "sft", "seq2seq", "mlm", "classify", "dpo"]
+
+
+class LoraConfig(Section):
+    """Train small matrices beside the model's own, which stay as they are (arXiv 2106.09685).
+    They are added to the weights when the model is written."""
+
+    rank: int = Field(8, ge=1)
+    """Width of the matrices."""
+    alpha: float = Field(16.0, gt=0)
+    """What they add is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of their input that is dropped in training."""
+    targets: tuple[str, ...] = ()
+    """Which linear layers get them, by the end of their names (`q_proj`); none named: all but
+    the output head."""
+
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
@@ -89,6 +106,14 @@ Workers = Annotated[int, Field(ge=1)]
 class TrainConfig(Section):
     """How long, how fast, on how many workers."""
 
+    objective: ObjectiveName | None = None
+    """What is learned. causal: the next token; sft: the next token of answers; seq2seq: the
+    target of a source; mlm: hidden tokens (BERT); classify: a text's class; dpo: to prefer the
+    chosen answer (arXiv 2305.18290). None takes what data.format and the model are for."""
+    dpo_beta: float = Field(0.1, gt=0)
+    """dpo: how strongly the model is held to what it was at the start."""
+    lora: LoraConfig | None = None
+    """Train low-rank matrices only; None trains all weights."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; either this or `time_s`; 100 if neither is set."""
     time_s: float | None = Field(None, gt=0)
@@ -156,3 +181,14 @@ class TrainConfig(Section):
     def min_workers(self) -> int:
         """The fewest workers that the run goes on with."""
         return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    def key(self) -> dict[str, Any]:
+        """As every section's; without what is not asked for, as before it could be."""
+        found = super().key()
+        if self.objective is None:
+            del found["objective"]
+        if self.objective != "dpo" and self.dpo_beta == 0.1:
+            del found["dpo_beta"]
+        if self.lora is None:
+            del found["lora"]
+        return found

@@ -8,7 +8,6 @@ import numpy as np
 
 from raylm.artifact import Artifact
 from raylm.config.compress import GateConfig
-from raylm.data.shards import PackedSplit
 from raylm.errors import GateError
 from raylm.evaluate.figures import Figure, difference_figures
 from raylm.evaluate.spread import spread
@@ -42,11 +41,11 @@ def compare(
 
 def score(arguments: tuple[Path, ...], dataset: Path, rows: np.ndarray) -> np.ndarray:
     """One batch of `sequence_differences`; runs in a Ray task."""
-    from raylm.evaluate.scores import load_for_scoring, sequence_differences
+    from raylm.evaluate.scores import held_out, load_for_scoring, sequence_differences
 
-    candidate, reference = (load_for_scoring(folder) for folder in arguments)
-    batch = PackedSplit.open(dataset, "held_out").batch(rows)
-    return sequence_differences(candidate, reference, batch)
+    candidate, reference = (load_for_scoring(folder, dataset) for folder in arguments)
+    data = held_out(arguments[1], dataset)
+    return sequence_differences(candidate, reference, data.source.in_order(rows), data.objective)
 
 
 def violations(figures: dict[str, float], gate: GateConfig) -> list[str]:

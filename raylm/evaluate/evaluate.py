@@ -9,10 +9,12 @@ import numpy as np
 
 from raylm.artifact import Artifact
 from raylm.config.evaluate import EvaluateConfig
-from raylm.data.shards import PackedSplit, token_bytes
+from raylm.data.shards import PackedSplit
 from raylm.evaluate.figures import held_out_figures
 from raylm.evaluate.spread import spread
+from raylm.model.folder import architecture_of, read_config
 from raylm.stage import Context
+from raylm.train.objectives.objective import usual
 
 CODE_VERSION = 1
 
@@ -35,10 +37,14 @@ def evaluate(
         stage="evaluate",
         report=context.report,
     )
-    figures = {name: figure.to_json() for name, figure in held_out_figures(rows).items()}
+    split = PackedSplit.open(dataset.path, "held_out")
+    objective = usual(split.format, architecture_of(read_config(model.path)))
+    found = held_out_figures(rows, objective)
+    figures = {name: figure.to_json() for name, figure in found.items()}
     body = {
         "model": model.digest,
         "dataset": dataset.digest,
+        "objective": objective,
         "sequences": len(rows),
         "targets": int(rows[:, 1].sum()),
         "figures": figures,
@@ -54,7 +60,8 @@ def evaluate(
 
 def score(arguments: tuple[Path, ...], dataset: Path, rows: np.ndarray) -> np.ndarray:
     """One batch of `sequence_scores`; runs in a Ray task."""
-    from raylm.evaluate.scores import load_for_scoring, sequence_scores
+    from raylm.evaluate.scores import held_out, load_for_scoring, sequence_scores
 
-    split = PackedSplit.open(dataset, "held_out")
-    return sequence_scores(load_for_scoring(arguments[0]), split.batch(rows), token_bytes(dataset))
+    data, model = held_out(arguments[0], dataset), load_for_scoring(arguments[0], dataset)
+    batch = data.source.in_order(rows)
+    return sequence_scores(model, batch, data.objective, data.token_bytes)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raylm.config.train import ObjectiveName
+
 _RESAMPLES = 1000
 
 
@@ -40,16 +42,24 @@ def bootstrap(columns: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
     return Figure(value, float(low), float(high))
 
 
-def held_out_figures(scores: np.ndarray) -> dict[str, Figure]:
-    """Loss, perplexity, bits per byte and top-1 accuracy from `scores.sequence_scores` rows."""
-    nats, targets, num_bytes, hits = scores.T
+def held_out_figures(scores: np.ndarray, objective: ObjectiveName = "causal") -> dict[str, Figure]:
+    """Figures from `scores.sequence_scores` rows: loss and accuracy; perplexity of tokens; bits
+    per byte of text that is said from left to right; of preferences, how many are kept.
+    """
+    nats, targets, num_bytes, hits, num_pairs, kept = scores.T
     loss = ratio(nats, targets)
-    return {
+    if objective == "classify":
+        return {"loss": loss, "accuracy": ratio(hits, targets)}
+    found = {
         "loss": loss,
         "perplexity": Figure(*(math.exp(x) for x in (loss.value, loss.low, loss.high))),
-        "bits_per_byte": ratio(nats / math.log(2), num_bytes),
         "top1_accuracy": ratio(hits, targets),
     }
+    if objective != "mlm":
+        found["bits_per_byte"] = ratio(nats / math.log(2), num_bytes)
+    if objective == "dpo":
+        found["preference_accuracy"] = ratio(kept, num_pairs)
+    return found
 
 
 def difference_figures(rows: np.ndarray) -> dict[str, Figure]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raylm.errors import ModelError
 
@@ -57,6 +57,48 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+Architecture = Literal["decoder", "encoder-decoder", "encoder"]
+_ENCODERS = {
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet",
+    "modernbert", "roberta", "roformer", "xlm-roberta",
+}  # fmt: skip
+
+
+def architecture_of(config: dict[str, Any]) -> Architecture:
+    """Which of the three architectures a model folder's config.json describes.
+
+    Raises:
+        ModelError: it says neither what class nor what type of model it is.
+    """
+    if config.get("is_encoder_decoder") or config.get("model_type") in ("t5", "mt5", "bart"):
+        return "encoder-decoder"
+    name = (config.get("architectures") or [""])[0]
+    if config.get("model_type") in _ENCODERS and not config.get("is_decoder"):
+        return "encoder"
+    if name.endswith("ForMaskedLM"):
+        return "encoder"
+    if config.get("model_type") or name.endswith(("ForCausalLM", "LMHeadModel")):
+        return "decoder"
+    raise ModelError(
+        "config.json names no model_type", code="bad-config", hint="save it with transformers"
+    )
+
+
+def special_ids(folder: Path) -> tuple[int, ...]:
+    """Ids of all special tokens of a tokenizer folder, in order.
+
+    Raises:
+        ModelError: tokenizer.json is missing or not JSON.
+    """
+    tokenizer_files(folder)
+    try:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder}: not JSON: {error}", code="bad-tokenizer") from error
+    added = tokenizer.get("added_tokens", [])
+    return tuple(sorted(int(token["id"]) for token in added if token.get("special")))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model, as the index names them if there is one.
 
@@ -107,7 +149,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def special_token_ids(folder: Path) -> dict[str, int | None]:
-    """Ids of the bos, eos and pad tokens that a tokenizer folder names, and of ChatML's turn end.
+    """Ids of the bos, eos, pad and mask tokens that a tokenizer folder names, and of ChatML's
+    turn end.
 
     Raises:
         ModelError: tokenizer.json is missing or not JSON.
@@ -121,7 +164,7 @@ def special_token_ids(folder: Path) -> dict[str, int | None]:
         raise ModelError(f"{folder}: not JSON: {error}", code="bad-tokenizer") from error
     ids = {token["content"]: int(token["id"]) for token in tokenizer.get("added_tokens", [])}
     found: dict[str, int | None] = {}
-    for name in ("bos", "eos", "pad"):
+    for name in ("bos", "eos", "pad", "mask"):
         token = settings.get(f"{name}_token")
         found[name] = ids.get(token["content"] if isinstance(token, dict) else token)
     found["turn_end"] = ids.get("<|im_end|>")

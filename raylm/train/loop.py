@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylm.config.model import ModelConfig
-from raylm.config.train import TrainConfig
+from raylm.config.train import ObjectiveName, TrainConfig
 from raylm.train.orders import Order
 from raylm.train.signs import Beat, beating
 
@@ -29,6 +29,7 @@ class Job:
 
     model: ModelConfig
     config: TrainConfig
+    objective: ObjectiveName
     dataset: Path
     work: Path
     seed: int
@@ -52,6 +53,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 
         worker = Worker(job, rank=context.get_world_rank(), world_size=context.get_world_size())
         worker.restore()
+        worker.check_packing()
         if _train(worker, job.config, beat):
             worker.write_model()
         worker.close()

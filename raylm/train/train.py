@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from raylm.artifact import Artifact, json_hash
 from raylm.config.model import ModelConfig
-from raylm.config.train import TrainConfig
+from raylm.config.train import ObjectiveName, TrainConfig
 from raylm.data.shards import PackedSplit
-from raylm.errors import DataError, RaylmError
-from raylm.model.presets import resolve_shape
+from raylm.errors import ConfigError, DataError, RaylmError
+from raylm.model.folder import architecture_of, check_folder
+from raylm.model.presets import architecture, resolve_shape
 from raylm.stage import CHECKPOINTS, Context
 from raylm.train.attempts import fit
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.objectives.objective import choose
 from raylm.train.skips import SKIPPED, read_skips
+from raylm.train.source import Source, SpecialTokens
 
 CODE_VERSION = 2
 
@@ -28,7 +32,7 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
         HostError: the cluster cannot hold the workers.
         RaylmError: a worker failed; the message has the cause, the hint the place of its log.
     """
-    _check(model, config, dataset)
+    objective = _check(model, config, dataset)
     context.work.mkdir(parents=True, exist_ok=True)
     if not context.resume:
         shutil.rmtree(context.work / CHECKPOINTS, ignore_errors=True)
@@ -38,6 +42,7 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
         job = Job(
             model=model,
             config=config,
+            objective=objective,
             dataset=dataset.path,
             work=context.work,
             seed=context.seed,
@@ -65,10 +70,19 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
     return artifact
 
 
-def _check(model: ModelConfig, config: TrainConfig, dataset: Artifact) -> None:
+def _check(model: ModelConfig, config: TrainConfig, dataset: Artifact) -> ObjectiveName:
     split = PackedSplit.open(dataset.path, "train")
     if model.path is None:
-        resolve_shape(model, split.seq_len)
+        kind = architecture(resolve_shape(model, split.seq_len))
+    else:
+        kind = architecture_of(check_folder(Path(model.path)))
+    objective = choose(config, split.format, kind)
+    if config.lora is not None and model.path is None:
+        raise ConfigError(
+            "train.lora adapts a model that has learned something, model.preset is a new one",
+            code="config-conflict",
+            hint="set model.path, or remove train.lora",
+        )
     if split.num_samples < config.global_batch:
         raise DataError(
             f"the corpus makes {split.num_samples} sequences of {split.seq_len} tokens, fewer "
@@ -76,6 +90,8 @@ def _check(model: ModelConfig, config: TrainConfig, dataset: Artifact) -> None:
             code="corpus-too-small",
             hint="add text, or lower train.global_batch, train.micro_batch or data.seq_len",
         )
+    Source(split, 0, objective, SpecialTokens.of(dataset.path / "tokenizer"))
+    return objective
 
 
 def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import torch
 import torch.distributed
 
 from raylm.config.train import TrainConfig
-from raylm.data.order import sample_indices
 from raylm.data.shards import Batch, PackedSplit
 from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
@@ -31,16 +30,20 @@ from raylm.train.checkpoint import (
 )
 from raylm.train.guard import HISTORY, verdict, window_of
 from raylm.train.loop import Job
+from raylm.train.leak import check_no_leak
+from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
-from raylm.train.objective import next_token_loss
+from raylm.train.objectives.objective import head_of, objective_for
 from raylm.train.orders import Order, read_order
 from raylm.train.reshard import load_resharded
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.shares import share
 from raylm.train.skips import Skip, documents_of, read_skips, write_skip
+from raylm.train.source import Source, SpecialTokens
 from raylm.train.zero import deepspeed_config
 
 _HELD_OUT_SAMPLES = 32
+_LEAK_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,13 @@ class Worker:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._job, self._config = job, job.config
         self._rank, self._world_size = rank, world_size
-        self._data = PackedSplit.open(job.dataset, "train")
-        self._held_out = PackedSplit.open(job.dataset, "held_out")
+        self._split = PackedSplit.open(job.dataset, "train")
+        self._tokenizer = job.dataset / "tokenizer"
+        special = SpecialTokens.of(self._tokenizer)
+        self._data = Source(self._split, job.seed, job.objective, special)
+        held_out = PackedSplit.open(job.dataset, "held_out")
+        self._held_out = Source(held_out, job.seed, job.objective, special)
+        self._objective = objective_for(job.objective)
         self._checkpoints = Checkpointer(
             job.work / CHECKPOINTS,
             rank=rank,
@@ -71,6 +79,7 @@ class Worker:
             keep_best=job.config.checkpoint.keep_best,
             barrier=torch.distributed.barrier,
         )
+        self._resumes = job.resume
         self._log: MetricsLog | None = None
         self._engine: Any = None
         self._begin()
@@ -83,10 +92,15 @@ class Worker:
         torch.manual_seed(job.seed)
         model = build_model(
             job.model,
-            seq_len=self._data.seq_len,
-            vocab_size=self._data.vocab_size,
-            special_ids=special_token_ids(job.dataset / "tokenizer"),
+            seq_len=self._split.seq_len,
+            vocab_size=self._split.vocab_size,
+            special_ids=special_token_ids(self._tokenizer),
+            head=head_of(job.objective),
+            labels=self._split.labels,
         )
+        if job.config.lora is not None:
+            add_adapters(model, job.config.lora)
+        self._objective.prepare(model, job.config)
         self._hf_config = model.config
         if job.config.activation_checkpointing:
             model.gradient_checkpointing_enable()
@@ -112,7 +126,7 @@ class Worker:
 
         It may be of another number of workers: its state is then cut anew.
         """
-        found = self._newest() if self._job.resume else None
+        found = self._newest() if self._resumes else None
         if found is not None:
             self._load(found)
         self._skips = read_skips(self._job.work)
@@ -183,13 +197,25 @@ class Worker:
         """Whether the horizon is reached."""
         return self._horizon is not None and self.done >= self._horizon
 
+    def check_packing(self) -> None:
+        """See on samples of the run that the model keeps the documents of a row apart.
+
+        Raises:
+            TrainError: it does not.
+        """
+        if self._config.mask_documents:
+            # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
+            batch = self._data.batch(np.arange(min(self._config.global_batch, _LEAK_SAMPLES)))
+            whole = self._config.zero < 3
+            check_no_leak(self._engine.module if whole else self._engine, batch, self._objective)
+
     # Work --------------------------------------------------------------------------------
 
     def step(self) -> StepFigures:
         """One optimizer step on this rank's share of the next global batch."""
         config = self._config
-        rows = self._rows()
-        num_targets = self._data.num_targets(rows)
+        numbers = self._numbers()
+        num_targets = self._data.num_targets(numbers)
         lr = config.optimizer.lr * lr_factor(
             config.schedule, self.done, self._horizon, self._horizon_at
         )
@@ -199,7 +225,7 @@ class Worker:
         total = torch.zeros(1, dtype=torch.float64)
         for places in parts:
             # A rank without a sample in this round goes through the motions for the others.
-            batch = self._data.batch(rows[places] if len(places) else rows[:1])
+            batch = self._data.batch(numbers[places] if len(places) else numbers[:1])
             nll = self._nll(batch) if len(places) else 0.0 * self._nll(batch)
             # DeepSpeed divides by ranks and accumulation; the sum is over targets.
             self._engine.backward(nll * (self._world_size * len(parts) / num_targets))
@@ -212,20 +238,20 @@ class Worker:
             loss=float(total) / num_targets,
             grad_norm=None if norm is None else float(norm),
             lr=lr,
-            num_tokens=int(rows.size) * self._data.seq_len,
+            num_tokens=config.global_batch * self._data.split.seq_len,
         )
 
-    def _rows(self) -> npt.NDArray[np.int64]:
+    def _numbers(self) -> npt.NDArray[np.int64]:
         """The samples of the next step: those of the next window that is not skipped."""
         size = self._config.global_batch
         window = window_of(self.done, [skip.window for skip in self._skips])
-        return sample_indices(self._job.seed, self._data.num_samples, window * size, size)
+        return np.arange(window * size, (window + 1) * size)
 
     def _nll(self, batch: Batch) -> torch.Tensor:
         # ZeRO-3 counts micro-batches in the engine's own forward pass, and has the head's
         # weight only within it; below, the fused loss may look into the module.
         whole = self._config.zero < 3
-        return next_token_loss(
+        return self._objective.loss(
             self._engine.module if whole else self._engine,
             batch,
             mask_documents=self._config.mask_documents,
@@ -255,7 +281,7 @@ class Worker:
 
     def validate(self) -> float:
         """Loss on a fixed part of the held-out split, nats per target token."""
-        rows = np.arange(min(_HELD_OUT_SAMPLES, self._held_out.num_samples))
+        rows = np.arange(min(_HELD_OUT_SAMPLES, self._held_out.split.num_samples))
         mine = rows[self._rank :: self._world_size]
         figures = torch.zeros(2, dtype=torch.float64)
         self._engine.eval()
@@ -263,11 +289,11 @@ class Worker:
             # ZeRO-3 gathers parameters in every forward: all ranks take the same number.
             for start in range(0, -(-len(rows) // self._world_size), self._config.micro_batch):
                 part = mine[start : start + self._config.micro_batch]
-                batch = self._held_out.batch(part if len(part) else rows[:1])
+                batch = self._held_out.in_order(part if len(part) else rows[:1])
                 nll = self._nll(batch)
                 if len(part):
                     figures[0] += float(nll)
-                    figures[1] += int((batch.targets >= 0).sum())
+                    figures[1] += self._held_out.num_targets_in_order(part)
         self._engine.train()
         torch.distributed.all_reduce(figures)
         loss = float(figures[0] / figures[1])
@@ -309,15 +335,16 @@ class Worker:
     def _roll_back(self, why: str) -> None:
         step = self.done - 1
         self.done = step
-        rows = tuple(self._rows().tolist())
+        rows = tuple(self._data.rows(self._numbers()).tolist())
         window = window_of(step, [skip.window for skip in self._skips])
-        documents = documents_of(self._data, rows) if self._rank == 0 else ()
+        documents = documents_of(self._split, rows) if self._rank == 0 else ()
         if len(self._skips) >= self._config.guard.max_rollbacks:
             raise _gives_up(step, why, len(self._skips), documents)
         if self._rank == 0:
             write_skip(self._job.work, Skip(window, step, why, rows, documents))
         torch.distributed.barrier()
         self._begin()
+        self._resumes = True
         self.restore()
 
     def wants(self) -> Order:
@@ -334,7 +361,7 @@ class Worker:
                 self._job.result.mkdir(parents=True, exist_ok=True)
                 save_model(
                     self._hf_config,
-                    self._engine.module.state_dict(),
+                    merged_state(self._engine.module),
                     self._job.dataset / "tokenizer",
                     self._job.result,
                 )

@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 
+from raylm.config.train import ObjectiveName
 from raylm.evaluate.figures import difference_figures, held_out_figures, ratio
 
 
 def test_held_out_figures_by_hand() -> None:
-    rows = np.array([[2.0, 2, 4, 1], [6.0, 2, 4, 1]])  # nats, targets, bytes, hits
+    # nats, targets, bytes, hits, pairs, pairs kept
+    rows = np.array([[2.0, 2, 4, 1, 1, 1], [6.0, 2, 4, 1, 3, 1]])
     figures = held_out_figures(rows)
     assert figures["loss"].value == 2.0
     assert figures["perplexity"].value == pytest.approx(math.exp(2))
@@ -15,6 +17,25 @@ def test_held_out_figures_by_hand() -> None:
     assert figures["top1_accuracy"].value == 0.5
     assert figures["loss"].low == 1.0
     assert figures["loss"].high == 3.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [
+        ("classify", {"loss", "accuracy"}),
+        ("mlm", {"loss", "perplexity", "top1_accuracy"}),
+        ("seq2seq", {"loss", "perplexity", "top1_accuracy", "bits_per_byte"}),
+        ("dpo", {"loss", "perplexity", "top1_accuracy", "bits_per_byte", "preference_accuracy"}),
+    ],
+)
+def test_each_objective_has_the_figures_that_mean_something(
+    objective: ObjectiveName, names: set[str]
+) -> None:
+    rows = np.array([[2.0, 2, 4, 1, 1, 1], [6.0, 2, 4, 1, 3, 1]])
+    figures = held_out_figures(rows, objective)
+    assert figures.keys() == names
+    if objective == "dpo":
+        assert figures["preference_accuracy"].value == 0.5
 
 
 def test_differences_by_hand() -> None:

@@ -14,8 +14,9 @@ from transformers import LlamaForCausalLM
 
 from raylm.data.shards import NO_TARGET, Batch
 from raylm.model.build import llama_config
-from raylm.model.presets import Shape
-from raylm.train.objective import document_mask, next_token_logits, next_token_loss
+from raylm.model.shapes import DecoderShape
+from raylm.train.objectives.causal import next_token_logits, next_token_loss
+from raylm.train.objectives.masks import document_mask
 
 LENGTHS = (5, 4, 3)  # and the rest of twelve is padding
 
@@ -23,7 +24,7 @@ LENGTHS = (5, 4, 3)  # and the rest of twelve is padding
 @pytest.fixture(scope="module")
 def model() -> Iterator[Any]:
     torch.manual_seed(0)
-    yield LlamaForCausalLM(llama_config(Shape(32, 64, 2, 2, 1, 64), 50, {})).eval()
+    yield LlamaForCausalLM(llama_config(DecoderShape(32, 64, 2, 2, 1, 64), 50, {})).eval()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""What is minimised: the summed negative log-likelihood of a batch's targets, in nats."""
+"""The next token: the summed negative log-likelihood of a batch's targets, in nats.
+
+Supervised fine-tuning is the same loss; which tokens are targets is the data's to say.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from raylm.config.train import TrainConfig
 from raylm.data.shards import Batch
 from raylm.train.fused_loss import fused_loss
+from raylm.train.objectives.masks import document_mask
 
 
-def document_mask(segment_ids: np.ndarray) -> torch.Tensor | None:
-    """Which position may look at which: [n, 1, L, L] bool, causal, within one document.
+class Causal:
+    """The next token of every document."""
 
-    None where every row is a single document: plain causal attention is then the same, and
-    faster.
-    """
-    if (segment_ids == segment_ids[:, :1]).all():
-        return None
-    segments = torch.from_numpy(segment_ids)
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    length = segments.shape[1]
-    return same & torch.ones(length, length, dtype=torch.bool).tril()
+    name = "causal"
+
+    def prepare(self, model: Any, config: TrainConfig) -> None:
+        """Nothing has to be known beforehand."""
+
+    def loss(
+        self, model: Any, batch: Batch, *, mask_documents: bool, whole_head: bool
+    ) -> torch.Tensor:
+        """Summed cross-entropy of the targets, a float32 scalar."""
+        return next_token_loss(model, batch, mask_documents=mask_documents, whole_head=whole_head)
+
+    def scores(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [t, vocabulary], targets [t] and rows [t] of the batch's targets."""
+        logits = next_token_logits(model, batch, mask_documents=True)
+        return at_targets(logits, batch)
+
+
+class Sft(Causal):
+    """The next token of answers alone."""
+
+    name = "sft"
 
 
 # Their logits are the last hidden states times the head and nothing else.
@@ -55,6 +72,16 @@ def next_token_logits(model: Any, batch: Batch, *, mask_documents: bool) -> torc
     """The model's logits for a packed batch: [n, L, vocabulary]."""
     logits: torch.Tensor = model(**_inputs(model, batch, mask_documents)).logits
     return logits
+
+
+def at_targets(
+    logits: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of logits [n, L, C] those that have a target, float32 [t, C]; the targets [t]; rows [t]."""
+    targets = torch.from_numpy(batch.targets)
+    rows, places = torch.nonzero(targets >= 0, as_tuple=True)
+    found = logits[rows.to(logits.device), places.to(logits.device)].float()
+    return found, targets[rows, places], rows
 
 
 def _inputs(model: Any, batch: Batch, mask_documents: bool) -> dict[str, Any]:
