@@ -19,6 +19,7 @@ from raylm.remote import translate
 from raylm.stage import CHECKPOINTS, Context
 from raylm.train.loop import Job, train_loop
 from raylm.train.metrics import METRICS, MetricsTail, read_metrics
+from raylm.train.plan.check import check_training
 
 CODE_VERSION = 1
 
@@ -28,10 +29,10 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
 
     Raises:
         DataError: the dataset has fewer sequences than one step takes.
-        HostError: the cluster cannot hold the workers.
+        HostError: the cluster cannot hold the workers, or its memory not what they need.
         RaylmError: a worker failed; the message has the cause, the hint the place of its log.
     """
-    _check(model, config, dataset)
+    predicted = _check(model, config, dataset, context)
     context.work.mkdir(parents=True, exist_ok=True)
     if not context.resume:
         shutil.rmtree(context.work / CHECKPOINTS, ignore_errors=True)
@@ -58,12 +59,14 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
                 "model": model.model_dump(mode="json"),
                 "train": config.model_dump(mode="json"),
             },
-            metrics=_summary(lines),
+            metrics=_summary(lines) | {"plan": predicted},
         )
     return artifact
 
 
-def _check(model: ModelConfig, config: TrainConfig, dataset: Artifact) -> None:
+def _check(
+    model: ModelConfig, config: TrainConfig, dataset: Artifact, context: Context
+) -> dict[str, Any]:
     split = PackedSplit.open(dataset.path, "train")
     if model.path is None:
         resolve_shape(model, split.seq_len)
@@ -74,6 +77,7 @@ def _check(model: ModelConfig, config: TrainConfig, dataset: Artifact) -> None:
             code="corpus-too-small",
             hint="add text, or lower train.global_batch, train.micro_batch or data.seq_len",
         )
+    return check_training(model, config, split, context.store.root)
 
 
 def _fit(job: Job) -> None:
@@ -189,4 +193,7 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "held_out_loss": held_out[-1] if held_out else None,
         "train_s": last["elapsed_s"],
         "tokens_per_s": last["tokens_per_s"],
+        "peak_memory_bytes": next(
+            (line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), None
+        ),
     }

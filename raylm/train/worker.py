@@ -25,6 +25,7 @@ from raylm.train.checkpoint import Checkpointer, Progress, newest_sound
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsLog
 from raylm.train.objective import next_token_loss
+from raylm.train.rss import max_over_ranks, peak_memory_bytes, reset_peak_rss
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.zero import deepspeed_config
 
@@ -48,6 +49,7 @@ class Worker:
 
     def __init__(self, job: Job, *, rank: int, world_size: int) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        reset_peak_rss()
         self._job, self._config = job, job.config
         self._rank, self._world_size = rank, world_size
         self._data = PackedSplit.open(job.dataset, "train")
@@ -260,7 +262,8 @@ class Worker:
         torch.distributed.barrier()
 
     def close(self) -> None:
-        """Close the log and the process group."""
+        """Write the fullest worker's peak of memory; close the log and the process group."""
+        self._write(peak_memory_bytes=max_over_ranks(peak_memory_bytes()))
         if self._log is not None:
             self._log.close()
         self._engine.destroy()
