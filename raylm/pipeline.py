@@ -66,7 +66,7 @@ def run(
         store, config.name, config.seed, loaded.base_dir, path, report=report, resume=resume
     )
     found: dict[str, Artifact] = {}
-    with record.recording(result), _Lazy(connect or _connector(loaded, store, report)) as cluster:
+    with record.recording(result), _Lazy(connect or connector(loaded, store, report)) as cluster:
         for index, stage in enumerate(STAGES[: last + 1]):
             only_find = index < first
             if only_find and not any(stage.name in s.needs for s in STAGES[first : last + 1]):
@@ -96,13 +96,32 @@ def _write_report(result: RunResult) -> Path:
     )
 
 
-def _connector(loaded: Loaded, store: Store, report: Report) -> Connect:
+def connector(loaded: Loaded, store: Store, report: Report) -> Connect:
+    """What enters the cluster that the config names, or is up for the store, or a private one."""
+
     def enter() -> AbstractContextManager[object]:
         from raylm.deploy.cluster import connect
 
         return connect(store, loaded.config.cluster, report)
 
     return enter
+
+
+def find_result(loaded: Loaded, store: Store, name: str) -> Artifact | None:
+    """The result of a stage, if it and all that it needs are there.
+
+    Raises:
+        RaylmError: what the stage reads from outside the store cannot be read.
+    """
+    found: dict[str, Artifact] = {}
+    for stage in STAGES:
+        if all(need in found for need in stage.needs):
+            there = store.find(_key(stage, loaded, found))
+            if there is not None:
+                found[stage.name] = there
+        if stage.name == name:
+            break
+    return found.get(name)
 
 
 def run_name(config: RunConfig) -> str:

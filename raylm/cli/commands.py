@@ -14,6 +14,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
             "raylm.cli.run:run",
             "all stages; what is done is skipped, what was killed resumes",
         ),
+        "plan": ("raylm.cli.plan:plan", "what the training will cost, before it runs"),
         "data": ("raylm.cli.run:data", "text to packed token shards"),
         "train": ("raylm.cli.run:train", "up to a trained model"),
         "eval": ("raylm.cli.run:evaluate", "up to the figures on held-out text"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylm.cli.options import Config, Output, StorePlace, open_store
-from raylm.cli.output import emit, human_s, say, table
+from raylm.cli.output import emit, human_bytes, human_s, say, table
 from raylm.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -69,9 +69,34 @@ def show(
                 for s in record.get("stages", [])
             ],
         ),
+        *_cost(record),
         *(f"{file}: {json.dumps(last)}" for file, last in record["last_metrics"].items()),
     ]
     emit(record, "\n".join(lines), output)
+
+
+def _cost(record: dict[str, Any]) -> list[str]:
+    """What the train stage was predicted to cost, beside what it did."""
+    found = [s["metrics"] for s in record.get("stages", []) if s["stage"] == "train"]
+    predicted = found[0].get("plan") if found else None
+    if not predicted:
+        return []
+    rows = [
+        (what, *(form(value) if value is not None else "not known" for value in values))
+        for what, form, values in (
+            ("memory of a worker", human_bytes, _pair(found[0], "memory_bytes")),
+            ("tokens/s", lambda value: f"{value:,.0f}", _pair(found[0], "tokens_per_s")),
+            ("training steps, time", human_s, _pair(found[0], "train_s")),
+        )
+    ]
+    return ["", table(("cost", "predicted", "measured"), rows), ""]
+
+
+_MEASURED = {"memory_bytes": "peak_memory_bytes"}
+
+
+def _pair(metrics: dict[str, Any], name: str) -> tuple[float | None, float | None]:
+    return metrics["plan"].get(name), metrics.get(_MEASURED.get(name, name))
 
 
 def _records(store: Store) -> list[dict[str, Any]]:

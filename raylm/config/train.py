@@ -139,6 +139,8 @@ class TrainConfig(Section):
     threads_per_worker: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """None takes this node's cores divided by its workers."""
     gpus_per_worker: Annotated[float, OUTSIDE_KEY] = Field(0.0, ge=0)
+    check_memory: Annotated[bool, OUTSIDE_KEY] = True
+    """Refuse to start workers that will need more memory than they have (docs/plan.md)."""
     mask_documents: bool = True
     """A token attends only to its own document."""
     activation_checkpointing: bool = False

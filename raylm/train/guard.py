@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from raylm.config.train import GuardConfig
 
@@ -22,7 +22,7 @@ _NORMAL = 1.4826  # median absolute deviation to standard deviation, for a norma
 
 
 def verdict(
-    history: Sequence[float], loss: float, grad_norm: float | None, config: GuardConfig
+    history: Collection[float], loss: float, grad_norm: float | None, config: GuardConfig
 ) -> str | None:
     """Why a step is bad, or None.
 
@@ -35,7 +35,7 @@ def verdict(
         return f"the loss is {loss:g}"
     if grad_norm is not None and not math.isfinite(grad_norm):
         return f"the gradient's norm is {grad_norm:g}"
-    recent = history[-HISTORY:]
+    recent = list(history)[-HISTORY:]
     if not config.spike_sigma or len(recent) < _LEAST:
         return None
     middle = statistics.median(recent)

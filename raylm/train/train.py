@@ -18,6 +18,7 @@ from raylm.train.attempts import fit
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, read_metrics
 from raylm.train.objectives.objective import choose
+from raylm.train.plan.check import check_training
 from raylm.train.skips import SKIPPED, read_skips
 from raylm.train.source import Source, SpecialTokens
 
@@ -29,10 +30,12 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
 
     Raises:
         DataError: the dataset has fewer sequences than one step takes.
-        HostError: the cluster cannot hold the workers.
+        HostError: the cluster cannot hold the workers, or its memory not what they need.
         RaylmError: a worker failed; the message has the cause, the hint the place of its log.
     """
     objective = _check(model, config, dataset)
+    split = PackedSplit.open(dataset.path, "train")
+    predicted = check_training(model, config, split, context.store.root)
     context.work.mkdir(parents=True, exist_ok=True)
     if not context.resume:
         shutil.rmtree(context.work / CHECKPOINTS, ignore_errors=True)
@@ -65,7 +68,11 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
                 "model": model.model_dump(mode="json"),
                 "train": config.model_dump(mode="json"),
             },
-            metrics={**_summary(lines), "skipped_windows": len(read_skips(context.work))},
+            metrics={
+                **_summary(lines),
+                "skipped_windows": len(read_skips(context.work)),
+                "plan": predicted,
+            },
         )
     return artifact
 
@@ -105,4 +112,7 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "held_out_loss": held_out[-1] if held_out else None,
         "train_s": last["elapsed_s"],
         "tokens_per_s": last["tokens_per_s"],
+        "peak_memory_bytes": next(
+            (line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), None
+        ),
     }

@@ -29,13 +29,14 @@ from raylm.train.checkpoint import (
     newest_sound,
 )
 from raylm.train.guard import HISTORY, verdict, window_of
-from raylm.train.loop import Job
 from raylm.train.leak import check_no_leak
+from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
 from raylm.train.objectives.objective import head_of, objective_for
 from raylm.train.orders import Order, read_order
 from raylm.train.reshard import load_resharded
+from raylm.train.rss import max_over_ranks, peak_memory_bytes, reset_peak_rss
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.shares import share
 from raylm.train.skips import Skip, documents_of, read_skips, write_skip
@@ -63,6 +64,7 @@ class Worker:
 
     def __init__(self, job: Job, *, rank: int, world_size: int) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        reset_peak_rss()
         self._job, self._config = job, job.config
         self._rank, self._world_size = rank, world_size
         self._split = PackedSplit.open(job.dataset, "train")
@@ -368,7 +370,8 @@ class Worker:
         torch.distributed.barrier()
 
     def close(self) -> None:
-        """Close the log and the process group."""
+        """Write the fullest worker's peak of memory; close the log and the process group."""
+        self._write(peak_memory_bytes=max_over_ranks(peak_memory_bytes()))
         if self._log is not None:
             self._log.close()
         self._engine.destroy()

@@ -7,6 +7,9 @@ from typing import Any
 from raylm.config.train import TrainConfig
 from raylm.train.shares import num_micro_batches
 
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients that are reduced, and parameters that are gathered, at a time."""
+
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """DeepSpeed's own JSON, for `world_size` workers.
@@ -27,8 +30,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
             # resumed run adds in the same order.
             "overlap_comm": False,
             "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,

@@ -140,3 +140,54 @@ def test_a_loss_that_stays_no_number_ends_the_run_with_its_step_and_its_document
     assert "after 1 skipped window of samples; its samples are of " in caught.value.message
     assert ".py" in caught.value.message
     assert [a.manifest.name for a in store.list("model") if a.manifest.name == "x"] == []
+
+
+def test_the_record_has_what_was_predicted_beside_what_was_measured(
+    finished: RunResult, loaded: Loaded
+) -> None:
+    trained = finished.of("train")
+    assert trained is not None
+    predicted, metrics = trained.metrics["plan"], trained.metrics
+    # A model this small is all process: what is checked is the constant of a Ray worker.
+    assert metrics["peak_memory_bytes"] == pytest.approx(predicted["memory_bytes"], rel=0.2)
+    assert sum(predicted["memory"].values()) == predicted["memory_bytes"]
+    assert predicted["steps"] == 12
+    (work,) = finished.path.glob("train-*")
+    last = list(read_metrics(work / METRICS))[-1]
+    assert last["peak_memory_bytes"] == metrics["peak_memory_bytes"]
+
+
+def test_a_training_that_does_not_fit_is_refused_before_workers_start(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    from raylm.errors import HostError
+    from raylm.stage import Context
+    from raylm.train.train import train
+
+    model = loaded.config.model.model_copy(
+        update={"num_layers": 10_000, "hidden_size": 4096, "intermediate_size": 16384}
+    )
+    context = Context(store, "x", 0, tmp_path, tmp_path / "work")
+    with pytest.raises(HostError) as caught:
+        train(model, loaded.config.train, store.list("dataset")[0], context)
+    assert caught.value.code == "plan-does-not-fit"
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_probe_measures_three_steps_and_keeps_nothing(
+    finished: RunResult, store: Store, loaded: Loaded
+) -> None:
+    from raylm.plan import make_plan
+
+    before = {path for path in store.root.rglob("*") if "locks" not in path.parts}
+    plan = make_plan(loaded, store, probing=True)
+    assert plan.probe is not None
+    assert plan.probe.tokens_per_s > 0
+    assert plan.mfu is not None
+    assert 0 < plan.mfu < 1
+    assert plan.probe.peak_memory_bytes == pytest.approx(plan.memory.total_bytes, rel=0.2)
+    assert plan.pace.steps == 12
+    assert plan.unknown == ()
+    assert plan.disk.dataset_bytes is not None
+    after = {path for path in store.root.rglob("*") if "locks" not in path.parts}
+    assert {path.name for path in after - before} <= {"peaks.json"}

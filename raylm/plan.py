@@ -1,0 +1,248 @@
+"""`raylm plan`: what a training will cost, known before it runs, and checked by three steps.
+
+The figures are formulas (`raylm.train.plan`) over the configuration, the dataset if there is
+one, and this machine. A probe runs three steps of the real train stage and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raylm.artifact import Artifact
+from raylm.config.load import Loaded
+from raylm.config.run import RunConfig
+from raylm.config.train import TrainConfig
+from raylm.data.shards import PackedSplit
+from raylm.errors import HostError, MissingExtra, RaylmError
+from raylm.pipeline import connector, find_result
+from raylm.progress import Report, silent
+from raylm.stage import Context
+from raylm.stages import STAGES
+from raylm.store import Store
+from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.peak import measure_peak, mfu
+from raylm.train.plan.disk import Disk, disk
+from raylm.train.plan.fit import changed, does_not_fit, fits, largest_micro_batch, nearest_fitting
+from raylm.train.plan.memory import Decoder, Memory, peak_memory
+from raylm.train.plan.pace import Pace, pace
+from raylm.train.plan.room import Room, this_node
+from raylm.train.plan.subject import decoder_of
+
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What three steps of the real stage measured."""
+
+    tokens_per_s: float
+    """Of the steps after the first, which pays for allocations."""
+    peak_memory_bytes: int
+    """Of the fullest worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training will cost."""
+
+    config: TrainConfig
+    decoder: Decoder
+    memory: Memory
+    room: Room | None
+    """The nodes; None where they are not known from here."""
+    nearest: dict[str, str]
+    """What to change so that it fits; empty if it does, or if nothing helps."""
+    largest_micro_batch: int | None
+    disk: Disk
+    free_disk_bytes: int
+    pace: Pace
+    """As predicted, whether or not there was a probe."""
+    probe: Probe | None
+    unknown: tuple[str, ...]
+    """What could not be told, and why."""
+
+    @property
+    def room_bytes(self) -> int | None:
+        """What one worker has; None is unknown."""
+        return None if self.room is None else self.room.worker_bytes(self.config)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a worker's peak fits what it has; None is unknown."""
+        return None if self.room_bytes is None else self.memory.total_bytes <= self.room_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = asdict(self)
+        del found["config"], found["room"]
+        found["decoder"] |= {"num_parameters": self.decoder.num_parameters}
+        found["memory"] |= {"total_bytes": self.memory.total_bytes}
+        found["disk"] |= {"total_bytes": self.disk.total_bytes}
+        found["mfu"], found["expected_s"] = self.mfu, self.expected_s
+        names = {
+            "workers", "zero", "precision", "micro_batch", "global_batch", "activation_checkpointing"
+        }  # fmt: skip
+        found["room_bytes"] = self.room_bytes
+        return {"fits": self.fits, "train": self.config.model_dump(include=names)} | found
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds of training, from what was measured where it was; None is unknown."""
+        if self.probe is None or self.config.time_s is not None or self.pace.tokens is None:
+            return self.pace.train_s
+        return self.pace.tokens / self.probe.tokens_per_s
+
+    @property
+    def mfu(self) -> float | None:
+        """Of what was measured; None without a probe or a known peak."""
+        if self.probe is None:
+            return None
+        return mfu(self.probe.tokens_per_s, self.pace.flops_per_token, self.pace.peak_flops)
+
+
+def make_plan(
+    loaded: Loaded, store: Store, *, probing: bool = False, report: Report = silent
+) -> Plan:
+    """Plan the training of a configuration.
+
+    Args:
+        probing: run three steps of the real stage; needs the dataset.
+
+    Raises:
+        ConfigError: the model's shape does not fit.
+        HostError: a probe is asked, and its workers do not fit.
+        RaylmError: a probe is asked, and there is no dataset, or its training failed.
+    """
+    config = loaded.config
+    dataset, unknown = _dataset(loaded, store)
+    split = PackedSplit.open(dataset.path, "train") if dataset else None
+    decoder = decoder_of(
+        located(config, loaded.base_dir).model,
+        seq_len=split.seq_len if split else config.data.seq_len,
+        vocab_size=split.vocab_size if split else config.data.tokenizer.vocab_size,
+    )
+    if decoder is None:
+        raise HostError(
+            f"{config.model.path} is of an architecture whose cost is not known",
+            code="plan-unknown-model",
+            hint="Llama, Mistral and Qwen decoders are; `raylm train` runs it all the same",
+        )
+    train = config.train
+    room = None
+    if config.cluster.address is None:
+        room = Room((this_node(_num_cpus(config)),))
+    else:
+        unknown += (f"memory of the workers: the cluster at {config.cluster.address} knows it",)
+    probe = _probe(loaded, store, dataset, report) if probing else None
+    worker_peak = None if room is None else _peak(train, store)
+    planned = pace(
+        decoder,
+        train,
+        worker_peak=worker_peak,
+        num_samples=split.num_samples if split else None,
+    )
+    if worker_peak is None:
+        unknown += ("time: the peak of the workers' device is not known",)
+    if planned.steps is None:
+        unknown += ("steps and tokens: train.time_s says how long, not how many",)
+    return Plan(
+        config=train,
+        decoder=decoder,
+        memory=peak_memory(decoder, train),
+        room=room,
+        nearest=_nearest(decoder, train, room),
+        largest_micro_batch=(
+            None if room is None else largest_micro_batch(decoder, train, room.worker_bytes)
+        ),
+        disk=disk(decoder, train, _size(dataset)),
+        free_disk_bytes=psutil.disk_usage(str(store.root)).free,
+        pace=planned,
+        probe=probe,
+        unknown=unknown,
+    )
+
+
+def require_fit(plan: Plan) -> None:
+    """Refuse a plan whose workers do not fit.
+
+    Raises:
+        HostError: a worker needs more memory than it has; the hint is the nearest that fits.
+    """
+    if plan.fits is False:
+        assert plan.room is not None
+        raise does_not_fit(plan.decoder, plan.config, plan.memory, plan.room.worker_bytes)
+
+
+def located(config: RunConfig, base_dir: Path) -> RunConfig:
+    """The config with a model folder's path made absolute."""
+    if config.model.path is None:
+        return config
+    path = str(base_dir / config.model.path)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+
+
+def _dataset(loaded: Loaded, store: Store) -> tuple[Artifact | None, tuple[str, ...]]:
+    try:
+        found = find_result(loaded, store, "data")
+    except RaylmError as error:
+        return None, (f"the dataset: {error.message}",)
+    if found is None:
+        return None, ("the dataset: `raylm data` has not made it yet",)
+    return found, ()
+
+
+def _probe(loaded: Loaded, store: Store, dataset: Artifact | None, report: Report) -> Probe:
+    if dataset is None:
+        raise HostError(
+            "a probe trains on the dataset, which is not there yet",
+            code="plan-no-dataset",
+            hint="`raylm data` makes it",
+        )
+    config = loaded.config
+    checkpoint = config.train.checkpoint.model_copy(update={"every_steps": PROBE_STEPS + 1})
+    steps = config.train.model_copy(
+        update={
+            "steps": PROBE_STEPS, "time_s": None, "checkpoint": checkpoint, "log_every": 1,
+            "validate_every": None,
+        }
+    )  # fmt: skip
+    (stage,) = (stage for stage in STAGES if stage.name == "train")
+    # Never committed, so that all of it is removed, at the latest when the store is opened.
+    with store.draft("report", "probe") as scratch, connector(loaded, store, report)():
+        context = Context(
+            Store(scratch.path / "store"), "probe", config.seed, loaded.base_dir,
+            scratch.path / "work", report=report, resume=False,
+        )  # fmt: skip
+        stage.work(config.model_copy(update={"train": steps}), {"data": dataset}, context)
+        lines = list(read_metrics(context.work / METRICS))
+    times = [line["elapsed_s"] for line in lines if "loss" in line]
+    tokens = [line["tokens"] for line in lines if "loss" in line]
+    (peak,) = (line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line)
+    return Probe((tokens[-1] - tokens[0]) / (times[-1] - times[0]), peak)
+
+
+def _peak(config: TrainConfig, store: Store) -> float | None:
+    try:
+        return measure_peak(config, store.root)
+    except MissingExtra:
+        return None
+
+
+def _num_cpus(config: RunConfig) -> int:
+    return config.cluster.num_cpus or len(os.sched_getaffinity(0))
+
+
+def _nearest(decoder: Decoder, config: TrainConfig, room: Room | None) -> dict[str, str]:
+    if room is None or fits(decoder, config, room.worker_bytes):
+        return {}
+    found = nearest_fitting(decoder, config, room.worker_bytes)
+    return changed(config, found) if found else {}
+
+
+def _size(artifact: Artifact | None) -> int | None:
+    return sum(file.size_bytes for file in artifact.manifest.files) if artifact else None

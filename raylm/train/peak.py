@@ -1,0 +1,146 @@
+"""The peak of a device in FLOP/s, and how much of it a training uses (MFU, PaLM appendix B).
+
+Peaks of GPUs are the vendor's, dense: the figures with sparsity are twice as high, and an MFU
+from them is half of the truth. Of a CPU the peak is what a matrix product reaches here. A device
+that is not known has no peak, and its MFU is unknown: no figure is better than a wrong one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raylm.artifact import write_atomic
+from raylm.config.train import TrainConfig
+from raylm.errors import MissingExtra
+from raylm.train.plan.room import gpus
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    """Dense FLOP/s of a model of GPU; fp32 without TF32, as torch multiplies by default."""
+
+    pattern: str
+    bf16: float
+    fp32: float
+
+
+# NVIDIA's data sheets, bf16 with fp32 accumulation, sparse figures halved: H100 (2024-04),
+# H200 (2024-11), A100 (2021-06), L40S (2023-08), Ada GPU architecture white paper 2.1 table 2
+# (RTX 4090). The first that fits counts.
+_GPUS = (
+    _Gpu(r"\bH100 PCIe\b", 756e12, 51e12),
+    _Gpu(r"\bH100 NVL\b", 835e12, 60e12),
+    _Gpu(r"\bH100\b", 989e12, 67e12),
+    _Gpu(r"\bH200 NVL\b", 835e12, 60e12),
+    _Gpu(r"\bH200\b", 989e12, 67e12),
+    _Gpu(r"\bA100\b", 312e12, 19.5e12),
+    _Gpu(r"\bL40S\b", 362e12, 91.6e12),
+    _Gpu(r"\bRTX 4090$", 165.2e12, 82.6e12),
+)
+
+
+def gpu_peak(name: str, precision: Precision) -> float | None:
+    """Dense peak FLOP/s of a GPU by the name its driver gives; None is unknown.
+
+    A slice of a GPU (MIG) and laptop versions are unknown.
+    """
+    if re.search(r"\bMIG\b|Laptop|Max-Q", name):
+        return None
+    found = next((gpu for gpu in _GPUS if re.search(gpu.pattern, name.strip())), None)
+    return getattr(found, precision) if found else None
+
+
+# 1024^3 is large enough for the rate of large products, and small enough for a slow core.
+_GEMM = """
+import sys, time, torch
+threads, precision = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(threads)
+n = 1024
+a = torch.randn(n, n).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+b, out, best, end = a.T.contiguous(), a @ a, None, None
+while end is None or time.perf_counter() < end:
+    start = time.perf_counter()
+    torch.mm(a, b, out=out)
+    now = time.perf_counter()
+    end = end or now + float(sys.argv[3])
+    best = min(best or now - start, now - start)
+print(2 * n**3 / best)
+"""
+
+
+def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.3) -> float:
+    """The best rate of a 1024 x 1024 matrix product on this machine's CPU, FLOP/s.
+
+    Measured in a process of its own, so that this one needs no torch.
+
+    Raises:
+        MissingExtra: torch is not installed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _GEMM, str(threads), precision, str(seconds)],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise MissingExtra("torch", extra="train")
+    return float(done.stdout)
+
+
+def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None) -> float | None:
+    """Model FLOP/s utilisation: the share of the peak that the model's own work takes.
+
+    Args:
+        flops_per_token: without what activation checkpointing computes again.
+        peak: of all devices together, FLOP/s; None gives None.
+    """
+    return tokens_per_s * flops_per_token / peak if peak else None
+
+
+def worker_threads(config: TrainConfig) -> int:
+    """Threads of one worker on this machine, as the training loop binds them."""
+    return config.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // config.max_workers)
+
+
+def measure_peak(config: TrainConfig, root: Path) -> float | None:
+    """The peak FLOP/s of one worker's device here; that of a CPU is remembered under `root`."""
+    if config.gpus_per_worker:
+        return known_peak(config, root)
+    peak = cpu_peak(worker_threads(config), config.precision)
+    write_atomic(_memory(root), json.dumps(_remembered(root) | {_key(config): peak}) + "\n")
+    return peak
+
+
+def known_peak(config: TrainConfig, root: Path) -> float | None:
+    """The same without measuring: a GPU's from the table, a CPU's if it was measured before."""
+    if config.gpus_per_worker:
+        peaks = [gpu_peak(name, config.precision) for name, _ in gpus()]
+        known = [peak for peak in peaks if peak is not None]
+        return min(known) if known and len(known) == len(peaks) else None
+    return _remembered(root).get(_key(config))
+
+
+def _key(config: TrainConfig) -> str:
+    return f"{socket.gethostname()} {config.precision} {worker_threads(config)} threads"
+
+
+def _memory(root: Path) -> Path:
+    return root / "peaks.json"
+
+
+def _remembered(root: Path) -> dict[str, float]:
+    try:
+        found: dict[str, float] = json.loads(_memory(root).read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""What a training costs, known before it runs: memory, disk, time. Nothing here needs torch."""

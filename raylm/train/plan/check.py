@@ -1,0 +1,57 @@
+"""What the train stage asks before it starts workers: does it fit, and what is predicted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from raylm.config.model import ModelConfig
+from raylm.config.train import TrainConfig
+from raylm.data.shards import PackedSplit
+from raylm.train.peak import known_peak
+from raylm.train.plan.disk import checkpoint_bytes
+from raylm.train.plan.fit import check_fits
+from raylm.train.plan.pace import pace
+from raylm.train.plan.room import Room, cluster_room, this_node
+from raylm.train.plan.subject import decoder_of
+
+
+def check_training(
+    model: ModelConfig, config: TrainConfig, split: PackedSplit, root: Path
+) -> dict[str, Any] | None:
+    """The predicted cost of a training, for its record; None for a model of unknown cost.
+
+    Args:
+        root: the store's folder, where the peak of this machine is remembered.
+
+    Raises:
+        HostError: a worker needs more memory than it has, and `train.check_memory` is on.
+    """
+    decoder = decoder_of(model, seq_len=split.seq_len, vocab_size=split.vocab_size)
+    if decoder is None:
+        return None
+    memory = check_fits(decoder, config, connected_room().worker_bytes)
+    expected = pace(
+        decoder,
+        config,
+        worker_peak=known_peak(config, root),
+        num_samples=split.num_samples,
+    )
+    return {
+        "memory_bytes": memory.total_bytes,
+        "memory": memory.parts(),
+        "tokens_per_s": expected.tokens_per_s,
+        "train_s": expected.train_s,
+        "steps": expected.steps,
+        "checkpoint_bytes": checkpoint_bytes(decoder, config),
+    }
+
+
+def connected_room() -> Room:
+    """The room of the cluster that this process is connected to, or of this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return cluster_room(ray.nodes())
+    return Room((this_node(len(os.sched_getaffinity(0))),))

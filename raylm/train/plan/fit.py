@@ -1,0 +1,112 @@
+"""Whether a training fits the memory of its workers, and if not, what is nearest that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from raylm.config.train import TrainConfig
+from raylm.errors import HostError
+from raylm.train.plan.memory import Decoder, Memory, peak_memory
+
+RoomOf = Callable[[TrainConfig], int]
+"""Bytes that one worker of a setting has; 0 where its workers cannot be placed."""
+
+
+def micro_batches(config: TrainConfig, workers: int) -> list[int]:
+    """Micro-batches that make up the global batch on so many workers, the largest first."""
+    if config.global_batch % workers:
+        return []
+    share = config.global_batch // workers
+    return [size for size in range(share, 0, -1) if share % size == 0]
+
+
+def candidates(config: TrainConfig) -> Iterator[TrainConfig]:
+    """Settings that train the same with less memory, those that cost least first.
+
+    A lower micro-batch costs almost nothing; then activation checkpointing, a third more
+    arithmetic; then a higher ZeRO stage, more communication; then more workers.
+    """
+    worker_counts = [
+        count
+        for count in range(config.max_workers, config.global_batch + 1)
+        if count == config.max_workers or micro_batches(config, count)
+    ]
+    for workers in worker_counts:
+        for zero in range(config.zero, 4):
+            for checkpointed in sorted({config.activation_checkpointing, True}):
+                for size in micro_batches(config, workers):
+                    if size <= config.micro_batch:
+                        yield config.model_copy(
+                            update={
+                                "workers": workers,
+                                "zero": zero,
+                                "activation_checkpointing": checkpointed,
+                                "micro_batch": size,
+                            }
+                        )
+
+
+def nearest_fitting(decoder: Decoder, config: TrainConfig, room: RoomOf) -> TrainConfig | None:
+    """The first candidate that fits; None if none does."""
+    return next((each for each in candidates(config) if fits(decoder, each, room)), None)
+
+
+def largest_micro_batch(decoder: Decoder, config: TrainConfig, room: RoomOf) -> int | None:
+    """The largest micro-batch, of those that make up the global batch, that fits."""
+    for size in micro_batches(config, config.max_workers):
+        if fits(decoder, config.model_copy(update={"micro_batch": size}), room):
+            return size
+    return None
+
+
+def fits(decoder: Decoder, config: TrainConfig, room: RoomOf) -> bool:
+    """Whether every worker's peak fits what it has."""
+    return peak_memory(decoder, config).total_bytes <= room(config)
+
+
+def check_fits(decoder: Decoder, config: TrainConfig, room: RoomOf) -> Memory:
+    """The memory of a worker, or an error that says what would fit.
+
+    Raises:
+        HostError: a worker needs more than it has, and `config.check_memory` is on.
+    """
+    memory = peak_memory(decoder, config)
+    has = room(config)
+    # Workers that cannot be placed at all are refused elsewhere, with another remedy.
+    if memory.total_bytes <= has or has == 0 or not config.check_memory:
+        return memory
+    raise does_not_fit(decoder, config, memory, room)
+
+
+def does_not_fit(decoder: Decoder, config: TrainConfig, memory: Memory, room: RoomOf) -> HostError:
+    """The error for a training whose workers need more memory than they have."""
+    largest = sorted(memory.parts().items(), key=lambda part: -part[1])[:3]
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in largest)
+    return HostError(
+        f"the training does not fit: a worker needs {_gib(memory.total_bytes)} ({parts}), and "
+        f"has {_gib(room(config))}",
+        code="plan-does-not-fit",
+        hint=_hint(decoder, config, nearest_fitting(decoder, config, room)),
+    )
+
+
+def changed(config: TrainConfig, found: TrainConfig) -> dict[str, str]:
+    """The keys under `train.` in which two settings differ, and the values of the second."""
+    names = ("micro_batch", "activation_checkpointing", "zero", "workers")
+    return {
+        f"train.{name}": str(getattr(found, name)).lower()
+        for name in names
+        if getattr(found, name) != getattr(config, name)
+    }
+
+
+def _hint(decoder: Decoder, config: TrainConfig, found: TrainConfig | None) -> str:
+    rest = "train.check_memory=false goes on all the same"
+    if found is None:
+        return f"no setting of this model fits here: take a smaller one or a larger machine; {rest}"
+    sets = " ".join(f"--set {key}={value}" for key, value in changed(config, found).items())
+    return f"{sets} needs {_gib(peak_memory(decoder, found).total_bytes)} and fits; {rest}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

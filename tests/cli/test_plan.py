@@ -1,0 +1,93 @@
+"""`raylm plan` where no dataset is there yet; with one it is in tests/integration."""
+
+from collections.abc import Callable
+
+import pytest
+
+from raylm.model.presets import PRESETS
+from raylm.train.plan.room import Node
+
+GIB = 2**30
+SMALL = ("--set", "model.preset=llama-30m", "--set", "data.seq_len=256")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A machine of 16 GiB whose cores multiply at 50 GFLOP/s each."""
+
+    def set_memory(size: int) -> None:
+        monkeypatch.setattr("raylm.plan.this_node", lambda num_cpus: Node(num_cpus, size))
+
+    set_memory(16 * GIB)
+    monkeypatch.setattr("raylm.plan.measure_peak", lambda config, root: 50e9)
+    return set_memory
+
+
+def test_json_has_every_number(raylm) -> None:
+    sets = ("--set", "train.steps=50", "--set", "train.global_batch=32", "--set", "train.zero=1")
+    done = raylm("plan", *SMALL, *sets, "-o", "json")
+    assert done.code == 0, done.err
+    found = done.json
+    count = PRESETS["llama-30m"].num_parameters(8192)
+    assert found["decoder"]["num_parameters"] == count
+    assert found["fits"] is True
+    assert found["room_bytes"] == 8 * GIB
+    assert found["train"]["workers"] == 2
+    parts = [v for k, v in found["memory"].items() if k not in ("moment", "total_bytes")]
+    assert sum(parts) == found["memory"]["total_bytes"]
+    assert found["largest_micro_batch"] == 16
+    assert found["disk"]["checkpoint_bytes"] == 16 * count
+    assert found["disk"]["dataset_bytes"] is None
+    assert found["pace"]["tokens"] == 50 * 32 * 256
+    assert found["pace"]["peak_flops"] == 100e9
+    assert found["pace"]["tokens_per_s"] < found["pace"]["roofline_tokens_per_s"]
+    assert found["expected_s"] == pytest.approx(50 * 32 * 256 / found["pace"]["tokens_per_s"])
+    assert (found["probe"], found["mfu"], found["nearest"]) == (None, None, {})
+    assert any(line.startswith("the dataset") for line in found["unknown"])
+
+
+def test_text_has_units_and_says_what_is_not_known(raylm) -> None:
+    out = raylm("plan", *SMALL, "--set", "train.time_s=3600").out
+    assert out.startswith("33.7M parameters, 256 tokens a sequence, 2 workers, ZeRO 2, fp32")
+    for line in ("memory of a worker", "largest micro-batch that fits ", "tokens/s", "1 h 00 min",
+                 "the dataset", "100 GFLOP/s", "8.0 GiB", "not known: the dataset"):  # fmt: skip
+        assert line in out
+
+
+def test_what_does_not_fit_is_code_3_with_the_nearest_that_does(raylm, machine) -> None:
+    machine(int(3.4 * GIB))
+    sets = ("--set", "train.global_batch=64", "--set", "train.micro_batch=32")
+    done = raylm("plan", *SMALL, *sets, "-o", "json")
+    assert done.code == 3
+    found = done.json
+    assert found["fits"] is False
+    assert found["memory"]["total_bytes"] > found["room_bytes"]
+    assert list(found["nearest"]) == ["train.micro_batch"]
+    nearest = found["nearest"]["train.micro_batch"]
+    assert int(nearest) == found["largest_micro_batch"] < 32
+    assert "error[plan-does-not-fit]" in done.err
+    assert f"--set train.micro_batch={nearest}" in done.err
+    again = raylm("plan", *SMALL, *sets, "--set", f"train.micro_batch={nearest}", "-o", "json")
+    assert again.code == 0
+    assert again.json["fits"] is True
+
+
+def test_a_cluster_elsewhere_is_not_judged_by_this_machine(raylm, machine) -> None:
+    machine(1)
+    done = raylm("plan", *SMALL, "--set", "cluster.address=10.0.0.5:6379", "-o", "json")
+    assert done.code == 0
+    assert done.json["fits"] is None
+    assert any("10.0.0.5:6379" in line for line in done.json["unknown"])
+
+
+def test_a_probe_needs_the_dataset(raylm) -> None:
+    done = raylm("plan", *SMALL, "--probe")
+    assert done.code == 3
+    assert "error[plan-no-dataset]" in done.err
+    assert "raylm data" in done.err
+
+
+def test_an_unknown_preset_gets_the_nearest(raylm) -> None:
+    done = raylm("plan", "--set", "model.preset=llama-30")
+    assert done.code == 2
+    assert "did you mean" in done.err

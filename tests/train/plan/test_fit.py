@@ -1,0 +1,112 @@
+import pytest
+
+from raylm.config.train import TrainConfig
+from raylm.errors import HostError
+from raylm.model.presets import PRESETS
+from raylm.train.plan.fit import (
+    candidates,
+    changed,
+    check_fits,
+    fits,
+    largest_micro_batch,
+    micro_batches,
+    nearest_fitting,
+)
+from raylm.train.plan.memory import Decoder, peak_memory
+
+DECODER = Decoder(PRESETS["llama-30m"], 8192, 512)
+CONFIG = TrainConfig(global_batch=64, micro_batch=16, workers=2, zero=1)
+GIB = 2**30
+
+
+def need(**changes: object) -> int:
+    return peak_memory(DECODER, CONFIG.model_copy(update=changes)).total_bytes
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [(1, [64, 32, 16, 8, 4, 2, 1]), (2, [32, 16, 8, 4, 2, 1]), (64, [1]), (3, []), (65, [])],
+)
+def test_micro_batches_make_up_the_global_batch(workers: int, expected: list[int]) -> None:
+    assert micro_batches(CONFIG, workers) == expected
+
+
+def test_candidates_change_what_costs_least_first() -> None:
+    first = [changed(CONFIG, each) for each in candidates(CONFIG)][:12]
+    assert first[:3] == [{}, {"train.micro_batch": "8"}, {"train.micro_batch": "4"}]
+    assert first[5] == {"train.activation_checkpointing": "true"}
+    assert first[10] == {"train.zero": "2"}
+    kinds = [each.workers for each in candidates(CONFIG)]
+    assert kinds == sorted(kinds)
+    assert sorted(set(kinds)) == [2, 4, 8, 16, 32, 64]
+    assert {each.global_batch for each in candidates(CONFIG)} == {64}
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (need(), {}),
+        (need() - 1, {"train.micro_batch": "8"}),
+        (need(micro_batch=1), {"train.micro_batch": "1"}),
+    ],
+)
+def test_the_nearest_setting_that_fits(room: int, expected: dict[str, str]) -> None:
+    found = nearest_fitting(DECODER, CONFIG, lambda config: room)
+    assert found is not None
+    assert changed(CONFIG, found) == expected
+    assert fits(DECODER, found, lambda config: room)
+
+
+def test_checkpointing_comes_when_no_micro_batch_fits_and_a_higher_stage_after_it() -> None:
+    room = need(micro_batch=1) - 1
+    found = nearest_fitting(DECODER, CONFIG, lambda config: room)
+    assert found is not None
+    assert (found.activation_checkpointing, found.zero, found.workers) == (True, 1, 2)
+    # Where even that is too much, the stage: with its largest micro-batch, as it was asked.
+    found = nearest_fitting(
+        DECODER, CONFIG, lambda config: need(zero=2) if config.zero > 1 else 10**8
+    )
+    assert found is not None
+    assert changed(CONFIG, found) == {"train.zero": "2"}
+
+
+def test_more_workers_come_last_and_where_there_is_room_for_them() -> None:
+    least = min(need(zero=zero, micro_batch=1, activation_checkpointing=True) for zero in (1, 2, 3))
+    found = nearest_fitting(DECODER, CONFIG, lambda config: least - 1)
+    assert found is not None
+    assert found.workers == 4
+    # One node for all: more workers only cut the same memory into smaller pieces.
+    assert nearest_fitting(DECODER, CONFIG, lambda c: 2 * (least - 1) // c.workers) is None
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_the_largest_micro_batch(size: int) -> None:
+    room = need(micro_batch=size)
+    assert largest_micro_batch(DECODER, CONFIG, lambda config: room) == size
+
+
+def test_no_micro_batch_fits_a_room_smaller_than_the_weights() -> None:
+    assert largest_micro_batch(DECODER, CONFIG, lambda config: 4 * 10**7) is None
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_that_does() -> None:
+    with pytest.raises(HostError) as caught:
+        check_fits(DECODER, CONFIG, lambda config: need(micro_batch=4))
+    error = caught.value
+    assert (error.code, error.exit_code) == ("plan-does-not-fit", 3)
+    assert f"a worker needs {need() / GIB:.2f} GiB (activations " in error.message
+    assert f"has {need(micro_batch=4) / GIB:.2f} GiB" in error.message
+    assert error.hint is not None
+    assert error.hint.startswith("--set train.micro_batch=4 needs")
+
+
+def test_a_model_too_large_for_any_setting_says_so() -> None:
+    with pytest.raises(HostError) as caught:
+        check_fits(DECODER, CONFIG, lambda config: 10**6)
+    assert "no setting of this model fits" in str(caught.value.hint)
+
+
+def test_what_fits_or_is_not_to_be_checked_gives_its_memory() -> None:
+    assert check_fits(DECODER, CONFIG, lambda config: need()).total_bytes == need()
+    unchecked = CONFIG.model_copy(update={"check_memory": False})
+    assert check_fits(DECODER, unchecked, lambda config: 1).total_bytes == need()
