@@ -85,7 +85,8 @@ class Plan:
         found["disk"] |= {"total_bytes": self.disk.total_bytes}
         found["mfu"], found["expected_s"] = self.mfu, self.expected_s
         names = {
-            "workers", "zero", "precision", "micro_batch", "global_batch", "activation_checkpointing"
+            "workers", "zero", "precision", "micro_batch", "global_batch",
+            "activation_checkpointing",
         }  # fmt: skip
         found["room_bytes"] = self.room_bytes
         return {"fits": self.fits, "train": self.config.model_dump(include=names)} | found

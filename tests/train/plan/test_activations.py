@@ -22,7 +22,7 @@ TOKENS = ROWS * SEQ_LEN
 WIDTHS = {torch.float32: 4, torch.bfloat16: 2}
 
 
-def shape(num_layers: int) -> Shape:
+def shape(num_layers: int) -> DecoderShape:
     return DecoderShape(64, 160, num_layers, 4, 2, SEQ_LEN)
 
 
