@@ -30,6 +30,20 @@ def is_url(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+]*:/", text) is not None
 
 
+def refuse_key(url: str) -> None:
+    """Refuse a URL that has a secret in it.
+
+    Raises:
+        ConfigError: with where secrets belong.
+    """
+    if re.match(r"[^/]*//[^/]*:[^/]*@", url):
+        raise ConfigError(
+            "the store's URL has a key in it, which would end up in logs and run records",
+            code="store-key-in-url",
+            hint="set $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, or use a profile",
+        )
+
+
 class Bucket:
     """What lies under one URL: s3://bucket/prefix, gs://bucket/prefix."""
 
@@ -47,12 +61,7 @@ class Bucket:
         from pyarrow import fs
 
         self.place = url.partition("?")[0].rstrip("/")
-        if re.match(r"[^/]*//[^/]*:[^/]*@", url):
-            raise ConfigError(
-                "the store's URL has a key in it, which would end up in logs and run records",
-                code="store-key-in-url",
-                hint="set $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, or use a profile",
-            )
+        refuse_key(url)
         try:
             self._files, prefix = fs.FileSystem.from_uri(url)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:

@@ -19,6 +19,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("raylm.cli.run:train", "up to a trained model"),
         "eval": ("raylm.cli.run:evaluate", "up to the figures on held-out text"),
         "compress": ("raylm.cli.run:compress", "up to a smaller model that passed its gate"),
+        "submit": ("raylm.cli.submit:submit", "the same as a Ray job on a cluster"),
     },
     "Serve it": {
         "serve": ("raylm.cli.serve:serve", "put models behind an OpenAI-compatible endpoint"),
@@ -30,6 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("raylm.cli.cluster:status", "what runs, and where"),
         "logs": ("raylm.cli.cluster:logs", "the last lines of the cluster's logs"),
         "model": ("raylm.cli.model:app", "show what a model is made of"),
+        "jobs": ("raylm.cli.jobs:app", "list, show, follow and stop submitted jobs"),
         "models": ("raylm.cli.models:app", "list, show, verify and remove artifacts"),
         "runs": ("raylm.cli.runs:app", "list and show runs"),
     },

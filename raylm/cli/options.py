@@ -49,13 +49,15 @@ Output = Annotated[
 ]
 
 
-def read_config(config: str | None, sets: list[str] | None = None) -> Loaded:
+def read_config(
+    config: str | None, sets: list[str] | None = None, base_dir: str | None = None
+) -> Loaded:
     """The configuration of a command line."""
     from raylm.config.load import load_config
 
     if config is None and Path(DEFAULT_CONFIG).is_file():
         config = DEFAULT_CONFIG
-    return load_config(config, sets or [])
+    return load_config(config, sets or [], base_dir=base_dir)
 
 
 def open_store(store: str | None, config: str | None = None) -> Store:

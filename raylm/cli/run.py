@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,6 +53,15 @@ def run(
     force: Force = None,
     dry_run: DryRun = False,
     resume: Resume = True,
+    base_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--base-dir",
+            metavar="DIR",
+            help="Where the configuration's relative paths start. [default: its own folder]",
+            show_default=False,
+        ),
+    ] = None,
     store: StorePlace = None,
     output: Output = "text",
 ) -> None:
@@ -60,7 +70,7 @@ def run(
     A stage whose inputs and configuration already have a result is skipped; one that was
     killed goes on where it was.
     """
-    _run(config, sets, start, until, force, dry_run, resume, store, output)
+    _run(config, sets, start, until, force, dry_run, resume, store, output, base_dir)
 
 
 def data(
@@ -122,8 +132,9 @@ def _run(
     resume: bool,
     store: str | None,
     output: str,
+    base_dir: str | None = None,
 ) -> None:
-    loaded = read_config(config, sets)
+    loaded = read_config(config, sets, base_dir)
     from raylm import pipeline
     from raylm.store import Store
 
@@ -143,5 +154,10 @@ def _run(
 
 def run_text(result: RunResult) -> str:
     """The stages of a run, and what became of each."""
-    rows = [(s.stage, s.state, human_s(s.seconds), s.ref or "") for s in result.stages]
-    return f"{table(('stage', 'state', 'time', 'result'), rows)}\nrun: {result.path}"
+    return stages_text(result.to_dict()["stages"], str(result.path))
+
+
+def stages_text(stages: Sequence[Mapping[str, Any]], path: str) -> str:
+    """The same of a run that was read from its JSON."""
+    rows = [(s["stage"], s["state"], human_s(s["seconds"]), s["ref"] or "") for s in stages]
+    return f"{table(('stage', 'state', 'time', 'result'), rows)}\nrun: {path}"

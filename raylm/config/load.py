@@ -60,13 +60,20 @@ def recipe_text(name: str) -> str:
     return (resources.files("raylm.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_config(path: str | FilePath | None = None, overrides: Sequence[str] = ()) -> Loaded:
+def load_config(
+    path: str | FilePath | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    base_dir: str | FilePath | None = None,
+) -> Loaded:
     """Read a config file (or the recipe of that name), apply `a.b=c` overrides, check all.
+
+    Relative paths in it start at `base_dir`; None takes the file's own folder.
 
     Raises:
         ConfigError: with file, line and key; nothing has been started then.
     """
-    source, base_dir = _read(path)
+    source, own_dir = _read(path)
     flags = [_override(text) for text in overrides]
     values = source.values
     for key, flag in flags:
@@ -75,7 +82,8 @@ def load_config(path: str | FilePath | None = None, overrides: Sequence[str] = (
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, source, {key for key, _ in flags}) from None
-    return Loaded(config, dict(_origins(config, source, {key for key, _ in flags})), base_dir)
+    origins = dict(_origins(config, source, {key for key, _ in flags}))
+    return Loaded(config, origins, FilePath(base_dir).absolute() if base_dir else own_dir)
 
 
 def _read(path: str | FilePath | None) -> tuple[Source, FilePath]:

@@ -92,6 +92,13 @@ def test_a_model_that_is_there_already_is_served(workplace: Path) -> None:
         shell(line, workplace)
 
 
+def test_a_run_is_handed_to_a_cluster(workplace: Path) -> None:
+    said = {line: shell(line, workplace) for line in SHELL[3].strip().splitlines()}
+    assert "succeeded, exit code 0" in said["raylm submit data -c raylm.yaml"]
+    assert "notes-train-" in said["raylm jobs ls"]
+    assert "stopped" in said["raylm jobs stop notes-train"]
+
+
 def test_the_tree_is_that_of_the_repository() -> None:
     (tree,) = re.findall(r"```\n(raylm/\n.*?)```", TEXT, re.DOTALL)
     inside = False
