@@ -29,7 +29,6 @@ class Job:
 
     model: ModelConfig
     config: TrainConfig
-    objective: ObjectiveName
     dataset: Path
     work: Path
     seed: int
@@ -38,6 +37,7 @@ class Job:
     """Go on from the newest sound checkpoint in `work`."""
     result: Path
     """Where the first worker writes the model folder."""
+    objective: ObjectiveName = "causal"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
