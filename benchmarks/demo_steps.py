@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from raylm.train.objective import next_token_loss
+from raylm.train.objectives.causal import next_token_loss
 
 from raylm.config import load_config
 from raylm.data.order import sample_indices

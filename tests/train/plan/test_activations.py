@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from raylm.train.objective import next_token_loss
+from raylm.train.objectives.causal import next_token_loss
 
 from raylm.data.shards import Batch
 from raylm.model.build import llama_config
