@@ -84,8 +84,8 @@ class Plan:
         found["memory"] |= {"total_bytes": self.memory.total_bytes}
         found["disk"] |= {"total_bytes": self.disk.total_bytes}
         found["mfu"], found["expected_s"] = self.mfu, self.expected_s
-        names = ("workers", "zero", "precision", "micro_batch", "global_batch")
-        names += ("activation_checkpointing",)
+        names = ["workers", "zero", "precision", "micro_batch", "global_batch"]
+        names += ["activation_checkpointing"]
         found["room_bytes"] = self.room_bytes
         return {"fits": self.fits, "train": {n: getattr(self.config, n) for n in names}} | found
 

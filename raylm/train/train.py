@@ -66,7 +66,7 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
 
 def _check(
     model: ModelConfig, config: TrainConfig, dataset: Artifact, context: Context
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     split = PackedSplit.open(dataset.path, "train")
     if model.path is None:
         resolve_shape(model, split.seq_len)
