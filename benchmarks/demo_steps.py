@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from raylm.train.objectives.causal import next_token_loss
 
 from raylm.config import load_config
 from raylm.data.order import sample_indices
@@ -26,6 +25,7 @@ from raylm.evaluate.scores import sequence_scores
 from raylm.model.build import build_model
 from raylm.model.folder import special_token_ids
 from raylm.store import Store
+from raylm.train.objectives.causal import next_token_loss
 from raylm.train.schedule import lr_factor
 
 SETTINGS: dict[str, list[str]] = {

@@ -17,7 +17,7 @@ from raylm.errors import ConfigError
 from raylm.progress import Report, Tick, silent
 from raylm.record import Record, RunResult, StageResult, State
 from raylm.stage import CHECKPOINTS, Context
-from raylm.stages import STAGES, Found, Stage, check_stage
+from raylm.stages import STAGES, Found, Stage, check_compressible, check_stage
 from raylm.store import Store, stage_key
 
 Connect = Callable[[], AbstractContextManager[object]]
@@ -52,6 +52,11 @@ def run(
     config = loaded.config
     for name in [n for n in (start, until, *force) if n]:
         check_stage(name)
+    names = [stage.name for stage in STAGES]
+    first = names.index(start) if start else 0
+    last = names.index(until) if until else len(names) - 1
+    if "compress" in names[first : last + 1]:
+        check_compressible(config, loaded.base_dir)
     store = store or Store(config.store)
     run_id = run_name(config)
     path = store.root / "runs" / run_id
@@ -59,9 +64,6 @@ def run(
         path.mkdir(parents=True, exist_ok=True)
     result = RunResult(run_id, path, [])
     record = Record(path, loaded, run_id, dry_run)
-    names = [stage.name for stage in STAGES]
-    first = names.index(start) if start else 0
-    last = names.index(until) if until else len(names) - 1
     context = Context(
         store, config.name, config.seed, loaded.base_dir, path, report=report, resume=resume
     )

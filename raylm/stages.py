@@ -125,6 +125,27 @@ STAGES: tuple[Stage, ...] = (
 )  # fmt: skip
 
 
+def check_compressible(config: RunConfig, base: Path) -> None:
+    """See, before anything is trained, that the model can be compressed.
+
+    Raises:
+        ConfigError: it is no decoder.
+    """
+    from raylm.model.folder import architecture_of, read_config
+    from raylm.model.presets import architecture, resolve_shape
+
+    if config.model.path is None:
+        kind = architecture(resolve_shape(config.model, config.data.seq_len))
+    else:
+        kind = architecture_of(read_config(base / config.model.path))
+    if kind != "decoder":
+        raise ConfigError(
+            f"compress.method={config.compress.method} covers decoders, this model is an {kind}",
+            code="compress-architecture",
+            hint="--until evaluate ends the run before",
+        )
+
+
 def check_stage(name: str) -> None:
     """Refuse a name that is no stage.
 

@@ -12,6 +12,7 @@ from raylm.artifact import Artifact
 from raylm.config import Loaded, RunConfig, load_config
 from raylm.errors import ConfigError, RaylmError
 from raylm.stage import Context
+from raylm.stages import STAGES as REAL_STAGES
 from raylm.stages import Found, Stage
 from raylm.store import Store
 
@@ -125,6 +126,17 @@ def test_an_unknown_stage_offers_the_nearest(store: Store) -> None:
     with pytest.raises(ConfigError) as caught:
         run(store, until="tran")
     assert caught.value.hint == "did you mean 'train'?"
+
+
+@pytest.mark.parametrize("preset", ["t5-1m", "bert-1m"])
+def test_what_cannot_be_compressed_is_refused_before_anything_runs(
+    store: Store, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "STAGES", REAL_STAGES)
+    with pytest.raises(ConfigError) as caught:
+        run(store, f"model.preset={preset}")
+    assert caught.value.code == "compress-architecture"
+    assert list((store.root / "runs").iterdir()) == []
 
 
 def test_the_report_shows_the_stages(store: Store) -> None:

@@ -85,6 +85,22 @@ def test_runs(raylm, run_id: str) -> None:
     assert "1 min 05 s" in text
 
 
+def test_a_run_shows_what_was_predicted_beside_what_was_measured(
+    raylm, store: Store, run_id: str
+) -> None:
+    file = store.root / "runs" / run_id / "run.json"
+    record = json.loads(file.read_text())
+    plan = {"memory_bytes": 2**30, "tokens_per_s": None, "train_s": 60.0}
+    metrics = {"plan": plan, "peak_memory_bytes": 3 * 2**29, "tokens_per_s": 1234.4, "train_s": 90}
+    record["stages"].append({"stage": "train", "state": "done", "metrics": metrics})
+    file.write_text(json.dumps(record))
+    lines = [line.split("  ") for line in raylm("runs", "show", run_id).out.splitlines()]
+    rows = {line[0]: [cell.strip() for cell in line[1:] if cell] for line in lines}
+    assert rows["memory of a worker"] == ["1.0 GiB", "1.5 GiB"]
+    assert rows["tokens/s"] == ["not known", "1,234"]
+    assert rows["training steps, time"] == ["1 min 00 s", "1 min 30 s"]
+
+
 def test_an_unknown_run_gets_the_nearest(raylm, run_id: str) -> None:
     done = raylm("runs", "show", "demo-12345679")
     assert done.code == 2

@@ -55,7 +55,7 @@ def test_text_has_units_and_says_what_is_not_known(raylm) -> None:
 
 
 def test_what_does_not_fit_is_code_3_with_the_nearest_that_does(raylm, machine) -> None:
-    machine(int(3.4 * GIB))
+    machine(6 * GIB)
     sets = ("--set", "train.global_batch=64", "--set", "train.micro_batch=32")
     done = raylm("plan", *SMALL, *sets, "-o", "json")
     assert done.code == 3

@@ -40,7 +40,7 @@ _HOLES_LAYERS = 4
 _GPU_HOLES = 0.1
 _GPU_CONTEXT_BYTES = 1024 * MIB
 # Measured: a Ray Train worker that has imported torch, DeepSpeed and transformers.
-PROCESS_BYTES = 600_000_000
+PROCESS_BYTES = 1_047_000_000
 # A block of logits in raylm.train.fused_loss: as the product, and as its softmax.
 _LOGITS_BLOCK_BYTES = 2 * 8 * MIB
 

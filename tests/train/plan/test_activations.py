@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from raylm.train.objectives.causal import next_token_loss
 
 from raylm.data.shards import Batch
 from raylm.model.build import llama_config
 from raylm.model.shapes import DecoderShape
+from raylm.train.objectives.causal import next_token_loss
 from raylm.train.plan.activations import (
     kept_by_checkpointed_layer,
     kept_by_layer,
