@@ -22,6 +22,8 @@ CASES = {
     "zero2": {"zero": 2},
     "zero3": {"zero": 3},
     "one big micro-batch": {"zero": 2, "micro_batch": 4},
+    # Of 8 samples 3 and 3, then 1 and 1.
+    "uneven": {"zero": 2, "micro_batch": 3},
     "checkpointed activations": {"zero": 2, "activation_checkpointing": True},
     "bf16": {"zero": 2, "precision": "bf16"},
 }
@@ -61,6 +63,12 @@ def test_every_zero_stage_gives_the_losses_of_stage_2(
 
 def test_accumulation_does_not_change_the_losses(losses: dict[str, list[float]]) -> None:
     np.testing.assert_allclose(losses["one big micro-batch"], losses["zero2"], rtol=2e-5)
+
+
+def test_a_batch_that_does_not_come_out_even_trains_the_same(
+    losses: dict[str, list[float]],
+) -> None:
+    np.testing.assert_allclose(losses["uneven"], losses["zero2"], rtol=2e-5)
 
 
 def test_activation_checkpointing_does_not_change_the_losses(
