@@ -21,6 +21,8 @@ import psutil
 RANKS = "ranks"
 """Folder in the stage's work folder."""
 BEAT_S = 1.0
+START_LIMIT_S = 300.0
+"""A rank that starts loads libraries, which can hold the interpreter for many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,11 @@ def hung(signs: list[Sign], silent_s: Mapping[int, float], limit_s: float) -> li
 
     If all are silent, the machine was, not a rank: then nobody is hung.
     """
-    late = [sign for sign in signs if silent_s[sign.rank] > limit_s]
+    late = [
+        sign
+        for sign in signs
+        if silent_s[sign.rank] > (limit_s if sign.step >= 0 else max(limit_s, START_LIMIT_S))
+    ]
     if len(late) == len(signs) > 1:
         return []
     return sorted(late, key=lambda sign: -silent_s[sign.rank])

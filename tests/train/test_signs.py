@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from raylm.train.signs import BEAT_S, RANKS, Beat, Sign, Silence, hung, read_signs
@@ -33,6 +34,13 @@ def test_the_silent_ones_are_hung_the_longest_first() -> None:
     signs = [sign(0), sign(1), sign(2)]
     assert hung(signs, {0: 0.5, 1: 31.0, 2: 40.0}, 30.0) == [signs[2], signs[1]]
     assert hung(signs, {0: 0.5, 1: 3.0, 2: 2.0}, 30.0) == []
+
+
+def test_a_rank_that_starts_may_be_silent_for_longer() -> None:
+    starting = replace(sign(1), step=-1)
+    signs = [sign(0), starting, sign(2)]
+    assert hung(signs, {0: 0.5, 1: 200.0, 2: 0.5}, 30.0) == []
+    assert hung(signs, {0: 0.5, 1: 301.0, 2: 0.5}, 30.0) == [starting]
 
 
 def test_if_all_are_silent_it_was_the_machine() -> None:
