@@ -17,6 +17,7 @@ from raylm.config.data import Format
 from raylm.config.model import ModelConfig
 from raylm.config.train import ObjectiveName, TrainConfig
 from raylm.data.shards import PackedSplit
+from raylm.evaluate import compare, evaluate
 from raylm.train.loop import Job
 from tests.data.test_pack_records import write
 
@@ -115,6 +116,15 @@ def test_every_objective_learns_and_its_model_is_loaded(name: str, tmp_path: Pat
     split = PackedSplit.open(data, "train")
     loaded = getattr(transformers, auto).from_pretrained(tmp_path / "zero3" / "model")
     assert loaded.config.vocab_size == split.vocab_size
+    rows = evaluate.score((tmp_path / "zero0" / "model",), data, np.arange(split.num_samples))
+    if name == "dpo":
+        assert rows[:, 4].sum() == 8
+        assert rows[:, 5].sum() == 8
+    else:
+        assert rows[:, 0].sum() / rows[:, 1].sum() == pytest.approx(held_out, rel=1e-4)
+    folders = tmp_path / "zero0" / "model", tmp_path / "zero3" / "model"
+    differences = compare.score(folders, data, np.arange(split.num_samples))
+    assert differences[:, 1].sum() / differences[:, 0].sum() < 1e-3
 
 
 def test_adapters_alone_learn_and_the_written_model_is_plain(tmp_path: Path) -> None:
