@@ -24,7 +24,8 @@ LOST = "train-worker-lost"
 """Code of a failure that another attempt may get over."""
 _SIGNS_OF_LOSS = (
     "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError",
-    "WorkerHealthCheckTimeoutError", "WorkerGroupStartupTimeoutError", "OutOfMemoryError",
+    "WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "worker process has died",
+    "WorkerGroupStartupTimeoutError", "OutOfMemoryError",
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read timeout",
     "Socket Timeout", "NCCL error", "unhandled system error",
 )  # fmt: skip

