@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,11 +71,9 @@ class Beat:
         while True:
             self._sign["beats"] += 1
             # A folder that has gone, or a full disk, must not end the training.
-            try:
+            with suppress(OSError):
                 temporary.write_text(json.dumps(self._sign), encoding="utf-8")
                 temporary.rename(self._file)
-            except OSError:
-                pass
             if self._stop.wait(BEAT_S):
                 return
 

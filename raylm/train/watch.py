@@ -112,7 +112,10 @@ class Watch:
             f"{sign.step}, and was ended"
         )
         for one in late:
-            _end(one)
+            try:
+                _end(one)
+            except Exception as error:  # its node may be gone with it
+                self._report(Tick("train", f"{one.name} cannot be ended: {error}"))
 
 
 def _join(thread: threading.Thread, limit_s: float | None = None) -> None:
