@@ -202,7 +202,8 @@ def _accumulated(decoder: Decoder, config: TrainConfig) -> int:
     """Gradients of earlier micro-batches of the same step."""
     if config.global_batch == config.min_workers * config.micro_batch:
         return 0
-    parts = config.min_workers if config.zero else 1
+    # ZeRO-1 keeps its share as views of the bucket, and so the bucket.
+    parts = config.min_workers if config.zero > 1 else 1
     return decoder.num_parameters * width_bytes(config) // parts
 
 
