@@ -159,7 +159,10 @@ def test_bad_text_is_skipped_and_named(
     for number in range(2):
         noise = "".join(chr(random.randrange(33, 1000)) for _ in range(60))
         (corpus / f"noise-{number}.txt").write_text(noise)
-    config = loaded.config.data.model_copy(update={"paths": (str(corpus),), "pattern": "**/*"})
+    # Few words make few pairs to merge.
+    tokenizer = loaded.config.data.tokenizer.model_copy(update={"vocab_size": 270})
+    changes = {"paths": (str(corpus),), "pattern": "**/*", "tokenizer": tokenizer}
+    config = loaded.config.data.model_copy(update=changes)
     dataset = prepare(config, Context(store, "noisy", 0, tmp_path, tmp_path / "data"))
     guard = GuardConfig(spike_sigma=8, max_rollbacks=30)
     run = training(dataset=dataset, guard=guard, steps=120)
