@@ -40,10 +40,10 @@ def test_the_driver_replaces_its_shell_and_gets_its_words_whole() -> None:
 @pytest.mark.parametrize(
     ("given", "variable", "is_ours", "place"),
     [
-        (None, None, True, "/root/store"),
+        (None, None, True, "/srv/store"),
         (None, None, False, None),
-        ("store", None, False, "/root/store"),
-        (None, "store", False, "/root/store"),
+        ("store", None, False, "/srv/store"),
+        (None, "store", False, "/srv/store"),
         ("s3://b/p?region=x", "other", False, "s3://b/p?region=x"),
         (None, "gs://b/p", True, "gs://b/p"),
     ],
@@ -52,7 +52,7 @@ def test_the_store_is_named_as_the_cluster_sees_it(
     given: str | None, variable: str | None, is_ours: bool, place: str | None
 ) -> None:
     environment = {"RAYLM_STORE": variable} if variable else {}
-    found = store_there(given, environment, root=Path("/root/store"), is_ours=is_ours)
+    found = store_there(given, environment, root=Path("/srv/store"), is_ours=is_ours)
     assert found == place
 
 
