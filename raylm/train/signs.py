@@ -52,30 +52,35 @@ class Beat:
     def __init__(self, folder: Path, sign: Sign) -> None:
         self._file = folder / f"rank-{sign.rank:05d}.json"
         self._sign = asdict(sign)
-        self._stop = threading.Event()
+        self._closed = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raylm-signs", daemon=True)
         self._thread.start()
 
     def step(self, done: int) -> None:
-        """Note how many steps are done."""
+        """Note how many steps are done; the first time it is told at once."""
+        has_begun = self._sign["step"] >= 0
         self._sign["step"] = done
+        if not has_begun:
+            self._wake.set()
 
     def close(self) -> None:
         """Stop, and take the file away."""
-        self._stop.set()
+        self._closed = True
+        self._wake.set()
         self._thread.join()
         self._file.unlink(missing_ok=True)
 
     def _run(self) -> None:
         temporary = self._file.with_suffix(".tmp")
-        while True:
+        while not self._closed:
+            self._wake.clear()
             self._sign["beats"] += 1
             # A folder that has gone, or a full disk, must not end the training.
             with suppress(OSError):
                 temporary.write_text(json.dumps(self._sign), encoding="utf-8")
                 temporary.rename(self._file)
-            if self._stop.wait(BEAT_S):
-                return
+            self._wake.wait(BEAT_S)
 
 
 @contextmanager

@@ -67,7 +67,9 @@ class Watch:
             _join(thread)
         except (KeyboardInterrupt, SystemExit):
             grace_s = self._job.config.checkpoint.grace_s
-            if self.step >= 0 and grace_s > 0:
+            # Without a step there is nothing to save, and it may take a minute to get to one.
+            has_begun = any(sign.step >= 0 for sign in read_signs(self._job.work))
+            if has_begun and grace_s > 0:
                 self._report(Tick("train", "saving a checkpoint; again ends at once"))
                 give_order(self._job.work, Order.SAVE_AND_STOP)
                 _join(thread, grace_s)
