@@ -52,35 +52,36 @@ class Beat:
     def __init__(self, folder: Path, sign: Sign) -> None:
         self._file = folder / f"rank-{sign.rank:05d}.json"
         self._sign = asdict(sign)
-        self._closed = False
-        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="raylm-signs", daemon=True)
         self._thread.start()
 
     def step(self, done: int) -> None:
-        """Note how many steps are done; the first time it is told at once."""
+        """Note how many steps are done; the first time it is written before this returns."""
         has_begun = self._sign["step"] >= 0
         self._sign["step"] = done
         if not has_begun:
-            self._wake.set()
+            self._write()
 
     def close(self) -> None:
         """Stop, and take the file away."""
-        self._closed = True
-        self._wake.set()
+        self._stop.set()
         self._thread.join()
         self._file.unlink(missing_ok=True)
 
     def _run(self) -> None:
+        self._write()
+        while not self._stop.wait(BEAT_S):
+            self._write()
+
+    def _write(self) -> None:
         temporary = self._file.with_suffix(".tmp")
-        while not self._closed:
-            self._wake.clear()
+        # A folder that has gone, or a full disk, must not end the training.
+        with self._writing, suppress(OSError):
             self._sign["beats"] += 1
-            # A folder that has gone, or a full disk, must not end the training.
-            with suppress(OSError):
-                temporary.write_text(json.dumps(self._sign), encoding="utf-8")
-                temporary.rename(self._file)
-            self._wake.wait(BEAT_S)
+            temporary.write_text(json.dumps(self._sign), encoding="utf-8")
+            temporary.rename(self._file)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def test_a_signal_during_training_ends_everything_and_loses_nothing(
     assert json.loads(record.read_text())["state"] == "interrupted"
     assert [a.kind for a in Store(tmp_path).list()] == ["dataset"]
     (folder,) = tmp_path.glob("runs/*/train-*/checkpoints")
-    assert complete_checkpoints(folder)[0].progress.step == len(losses(tmp_path)) < 40
+    assert complete_checkpoints(folder)[0].progress.step == len(losses(tmp_path)) < 40, err
 
 
 def ctrl_c_at(sign: str, config: Path, store: Path) -> None:
