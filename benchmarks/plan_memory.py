@@ -1,12 +1,14 @@
 """Peak memory of real DeepSpeed workers beside what `raylm plan` predicts, as docs/plan.md's table.
 
-    python benchmarks/plan_memory.py [--preset llama-30m] [--store FOLDER] [--only TEXT]
+    python benchmarks/plan_memory.py [--preset llama-30m] [--store FOLDER] [--only TEXT ...]
 
-Packs the standard library twice (sequences of 128 and 512 tokens), then trains two steps of two
+Packs the standard library (sequences of 128 and 512 tokens), then trains two steps of two
 micro-batches on two gloo workers for every combination of ZeRO stage, micro-batch, sequence
-length and activation checkpointing. Workers are forked from a process that has imported
-everything, so that a case starts in a second; what counts is the peak of the resident set minus
-what it was before the worker existed.
+length and activation checkpointing. An encoder (bert-10m) learns hidden tokens of it, an
+encoder-decoder (t5-10m) to say the second half of a stretch of it when it reads the first.
+`--only` takes cases whose names have one of the texts in them, and packs what those need. Workers
+are forked from a process that has imported everything, so that a case starts in a second; what
+counts is the peak of the resident set minus what it was before the worker existed.
 """
 
 from __future__ import annotations
@@ -17,28 +19,29 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from raylm.config.train import TrainConfig
-from raylm.model.presets import PRESETS
+from raylm.config.model import ModelConfig
+from raylm.config.train import ObjectiveName, TrainConfig
+from raylm.data.shards import read_index
+from raylm.model.folder import Architecture
+from raylm.model.presets import architecture, preset_shape
 from raylm.train.loop import Job
-from raylm.train.plan.memory import Decoder, peak_memory
+from raylm.train.plan.memory import peak_memory
+from raylm.train.plan.subject import subject_of
 from raylm.train.rss import peak_rss_bytes, reset_peak_rss, rss_bytes
 
 WORKERS = 2
 SEQ_LENS = (128, 512)
-CONFIG = """
-name: plan-{seq_len}
-data:
-  paths: python:stdlib
-  exclude: [encodings]
-  seq_len: {seq_len}
-  tokenizer: {{vocab_size: 8192}}
-"""
+VOCAB = 8192
+OBJECTIVES: dict[Architecture, ObjectiveName] = {
+    "decoder": "causal", "encoder-decoder": "seq2seq", "encoder": "mlm",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -46,25 +49,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="llama-30m")
     parser.add_argument("--store", type=Path, default=None)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--out", type=Path, default=None, help="JSON lines")
     options = parser.parse_args()
     os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     with tempfile.TemporaryDirectory() as scratch:
         store = options.store or Path(scratch, "store")
-        datasets = {seq_len: packed(store, Path(scratch), seq_len) for seq_len in SEQ_LENS}
+        kind = architecture(preset_shape(options.preset))
+        chosen = [case for case in cases() if any(text in name_of(*case) for text in options.only)]
+        datasets = {
+            seq_len: packed(store, Path(scratch), seq_len, kind)
+            for seq_len in sorted({case[2] for case in chosen})
+        }
         import_everything()
         print(f"| case | baseline MiB | measured MiB | predicted MiB | error |\n|{'---|' * 5}")
-        for zero, micro, seq_len, saved, precision in cases():
-            name = f"zero {zero}, {micro} x {seq_len}, {precision}" + (", checkpointed" * saved)
-            if options.only not in name:
-                continue
+        for case in chosen:
+            zero, micro, seq_len, saved, precision = case
             changes = {
                 "zero": zero, "micro_batch": micro, "global_batch": micro * WORKERS * 2,
                 "precision": precision, "activation_checkpointing": saved,
             }  # fmt: skip
             found = measure(options.preset, datasets[seq_len], changes, Path(scratch))
-            found["case"] = name
+            found["case"] = name_of(*case)
             report(found)
             if options.out:
                 with options.out.open("a") as file:
@@ -77,10 +83,23 @@ def cases() -> list[tuple[int, int, int, bool, str]]:
     return fp32 + [(zero, 1, 512, saved, "bf16") for zero in range(4) for saved in (False, True)]
 
 
-def packed(store: Path, scratch: Path, seq_len: int) -> Path:
+def name_of(zero: int, micro: int, seq_len: int, saved: bool, precision: str) -> str:
+    """What a case is called."""
+    return f"zero {zero}, {micro} x {seq_len}, {precision}" + (", checkpointed" * saved)
+
+
+def packed(store: Path, scratch: Path, seq_len: int, kind: Architecture) -> Path:
     """The dataset's folder; made by the pipeline's data stage."""
     file = scratch / f"{seq_len}.yaml"
-    file.write_text(CONFIG.format(seq_len=seq_len))
+    data: dict[str, Any] = {"seq_len": seq_len, "tokenizer": {"vocab_size": VOCAB}}
+    if kind == "encoder-decoder":
+        data |= {"paths": str(pairs(scratch, seq_len)), "format": "pairs", "too_long": "truncate"}
+    else:
+        data |= {"paths": "python:stdlib", "exclude": ["encodings"]}
+    if kind == "encoder":
+        data["tokenizer"]["mask_token"] = True
+    # JSON is YAML.
+    file.write_text(json.dumps({"name": f"plan-{kind}-{seq_len}", "data": data}))
     done = subprocess.run(
         [sys.executable, "-m", "raylm", "data", "-c", file, "--store", store, "-o", "json"],
         stdout=subprocess.PIPE, text=True, check=True,
@@ -88,10 +107,27 @@ def packed(store: Path, scratch: Path, seq_len: int) -> Path:
     return store / json.loads(done.stdout)["stages"][0]["ref"]
 
 
+def pairs(scratch: Path, seq_len: int) -> Path:
+    """Stretches of the standard library cut in two, a few of which fill a row, as JSONL."""
+    file = scratch / f"pairs-{seq_len}.jsonl"
+    with file.open("w") as out:
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for start in range(0, len(text) - 2 * seq_len, 2 * seq_len):
+                middle = start + seq_len
+                pair = {"source": text[start:middle], "target": text[middle : middle + seq_len]}
+                out.write(json.dumps(pair) + "\n")
+    return file
+
+
 def import_everything() -> None:
     """What a worker imports, so that its children need not."""
     import torch
-    from transformers import LlamaForCausalLM  # noqa: F401
+    from transformers import (  # noqa: F401
+        BertForMaskedLM,
+        LlamaForCausalLM,
+        T5ForConditionalGeneration,
+    )
 
     import raylm.train.worker  # noqa: F401
 
@@ -124,8 +160,6 @@ def work(
     )  # fmt: skip
     import torch.distributed
 
-    from raylm.config.model import ModelConfig
-    from raylm.data.shards import read_index
     from raylm.train.worker import Worker
 
     if rank:
@@ -136,7 +170,11 @@ def work(
     )
     config = TrainConfig(steps=2, workers=WORKERS, **changes)
     model = ModelConfig(preset=preset)
-    job = Job(model, config, dataset, folder, 0, "c", resume=False, result=folder / "model")
+    objective = OBJECTIVES[architecture(preset_shape(preset))]
+    job = Job(
+        model, config, dataset, folder, 0, "c", resume=False, result=folder / "model",
+        objective=objective,
+    )  # fmt: skip
     before = rss_bytes()
     reset_peak_rss()
     phases = {}
@@ -169,9 +207,14 @@ def work(
 
 def report(found: dict[str, Any]) -> None:
     """One row of the table."""
-    decoder = Decoder(PRESETS[found["preset"]], found["vocab_size"], found["seq_len"])
+    subject = subject_of(
+        ModelConfig(preset=found["preset"]),
+        seq_len=found["seq_len"],
+        vocab_size=found["vocab_size"],
+    )
+    assert subject is not None
     config = TrainConfig(steps=2, workers=WORKERS, **found["changes"])
-    memory = peak_memory(decoder, config)
+    memory = peak_memory(subject, config)
     measured = max(size for phase, size in found["phases"].items() if phase != "rest")
     # The process itself is the baseline, which was there before.
     predicted = memory.total_bytes - memory.process

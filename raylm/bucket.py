@@ -2,6 +2,7 @@
 
     <url>/<kind>/<name>-<digest12>/   an artifact's files; its manifest is the last single put
     <url>/index/<stage key>.json      which artifact a stage's key has
+    <url>/checkpoints/<stage key>/    of a training that goes on (raylm/train/mirror.py)
 
 Object stores have no rename. Here none is needed: an artifact's address is its content's, so
 whoever writes it a second time writes the same bytes, and until the manifest is there it does
@@ -10,15 +11,16 @@ not count.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raylm.artifact import MANIFEST, Artifact, Kind, parse_manifest
+from raylm.artifact import MANIFEST, Artifact, FileEntry, Kind, parse_manifest
 from raylm.errors import ArtifactError, ConfigError, HostError
 
 _PARALLEL = 8
@@ -86,14 +88,8 @@ class Bucket:
         """Upload an artifact; one that is complete there already is left as it is."""
         if self._read(f"{artifact.ref}/{MANIFEST}") is not None:
             return
-        with self._errors(), ThreadPoolExecutor(_PARALLEL) as pool:
-            jobs = [
-                pool.submit(self._put, artifact.path / f.path, f"{artifact.ref}/{f.path}")
-                for f in artifact.manifest.files
-            ]
-            for job in jobs:
-                job.result()
-        self._write(f"{artifact.ref}/{MANIFEST}", artifact.manifest.to_json())
+        manifest = artifact.manifest
+        self.push_folder(artifact.ref, artifact.path, manifest.files, manifest.to_json())
 
     def pull(self, ref: str, into: Path) -> None:
         """Download an artifact into an empty folder; hashes are the caller's to check.
@@ -102,13 +98,7 @@ class Bucket:
             ArtifactError: it is not there, or not complete.
         """
         artifact = self.get(ref, into)
-        with self._errors(), ThreadPoolExecutor(_PARALLEL) as pool:
-            jobs = [
-                pool.submit(self._get, f"{ref}/{f.path}", into / f.path)
-                for f in artifact.manifest.files
-            ]
-            for job in jobs:
-                job.result()
+        self.pull_files(ref, into, artifact.manifest.files)
         (into / MANIFEST).write_text(artifact.manifest.to_json(), encoding="utf-8")
 
     def get(self, ref: str, path: Path) -> Artifact:
@@ -141,17 +131,91 @@ class Bucket:
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact, its manifest first: from then on it does not count."""
-        with self._errors():
-            manifest = self._path(f"{artifact.ref}/{MANIFEST}")
-            if self._files.get_file_info(manifest).is_file:
-                self._files.delete_file(manifest)
-                self._files.delete_dir(self._path(artifact.ref))
+        self.drop_folder(artifact.ref)
 
     def _get_or_none(self, ref: str, path: Path) -> Artifact | None:
         try:
             return self.get(ref, path)
         except ArtifactError:
             return None
+
+    # Folders -----------------------------------------------------------------------------
+
+    def push_folder(
+        self,
+        name: str,
+        folder: Path,
+        files: Sequence[FileEntry],
+        manifest: str,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Upload files of a folder, and when they are all there a manifest's text.
+
+        `check` is called between parts of files, and ends the upload by raising.
+
+        Raises:
+            ArtifactError: a file is not what its entry says; the manifest is not put.
+        """
+
+        def put(entry: FileEntry) -> None:
+            if self._put(folder / entry.path, f"{name}/{entry.path}", check) != entry.sha256:
+                raise ArtifactError(
+                    f"{folder / entry.path} was altered: its hash is not the manifest's",
+                    code="artifact-altered",
+                    hint="run the stage that made it again",
+                )
+
+        self._each(put, files)
+        check()
+        self._write(f"{name}/{MANIFEST}", manifest)
+
+    def pull_files(self, name: str, into: Path, files: Sequence[FileEntry]) -> None:
+        """Download files of a folder; hashes are the caller's to check.
+
+        Raises:
+            ArtifactError: one is not there.
+        """
+
+        def get(entry: FileEntry) -> None:
+            try:
+                self._get(f"{name}/{entry.path}", into / entry.path)
+            except FileNotFoundError as error:
+                raise ArtifactError(
+                    f"{self.place}/{name}/{entry.path} is missing",
+                    code="artifact-altered",
+                    hint="remove what it belongs to, and run the stage that makes it again",
+                ) from error
+
+        self._each(get, files)
+
+    def manifests(self, name: str) -> dict[str, str | None]:
+        """The folders below one, and the text of each one's manifest, if it is there."""
+        from pyarrow import fs
+
+        with self._errors():
+            where = fs.FileSelector(self._path(name), allow_not_found=True)
+            found = [info.base_name for info in self._files.get_file_info(where)]
+        return {child: self._read(f"{name}/{child}/{MANIFEST}") for child in found}
+
+    def drop_folder(self, name: str) -> None:
+        """Delete a folder, its manifest first: from then on it does not count."""
+        with self._errors():
+            manifest = self._path(f"{name}/{MANIFEST}")
+            if self._files.get_file_info(manifest).is_file:
+                self._files.delete_file(manifest)
+            # What a listing does not show is not there: markers are Arrow's own.
+            if self._files.get_file_info(self._path(name)).type.name != "NotFound":
+                self._files.delete_dir(self._path(name))
+
+    def _each(self, work: Callable[[FileEntry], None], files: Sequence[FileEntry]) -> None:
+        with self._errors(), ThreadPoolExecutor(_PARALLEL) as pool:
+            jobs = [pool.submit(work, entry) for entry in files]
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     # Index -------------------------------------------------------------------------------
 
@@ -184,10 +248,15 @@ class Bucket:
         with self._errors(), self._files.open_output_stream(self._path(name)) as out:
             out.write(text.encode())
 
-    def _put(self, source: Path, name: str) -> None:
+    def _put(self, source: Path, name: str, check: Callable[[], None]) -> str:
+        """Upload a file; the SHA-256 of what was sent."""
+        sent = hashlib.sha256()
         with source.open("rb") as file, self._files.open_output_stream(self._path(name)) as out:
             while part := file.read(_COPY_BYTES):
+                check()
                 out.write(part)
+                sent.update(part)
+        return sent.hexdigest()
 
     def _get(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raylm.artifact import Artifact, json_hash
 from raylm.config.load import Loaded
 from raylm.config.run import RunConfig
-from raylm.errors import ConfigError
+from raylm.errors import ConfigError, RaylmError
 from raylm.progress import Report, Tick, silent
-from raylm.record import Record, RunResult, StageResult, State
+from raylm.record import RECORD, Record, RunResult, StageResult, State
 from raylm.stage import CHECKPOINTS, Context
 from raylm.stages import STAGES, Found, Stage, check_compressible, check_stage
 from raylm.store import Store, stage_key
+from raylm.train.trackers.children import check_trackers
 
 Connect = Callable[[], AbstractContextManager[object]]
 
@@ -57,6 +59,8 @@ def run(
     last = names.index(until) if until else len(names) - 1
     if "compress" in names[first : last + 1]:
         check_compressible(config, loaded.base_dir)
+    if "train" in names[first : last + 1]:
+        check_trackers(config.train.trackers)
     store = store or Store(config.store)
     run_id = run_name(config)
     path = store.root / "runs" / run_id
@@ -80,22 +84,16 @@ def run(
                  force=stage.name in force, only_find=only_find, dry_run=dry_run)  # fmt: skip
             record.write(result)
     if not dry_run:
-        result.report = _write_report(result)
+        result.report = _write_report(result, store)
     return result
 
 
-def _write_report(result: RunResult) -> Path:
+def _write_report(result: RunResult, store: Store) -> Path:
+    from raylm.observe.history import read_history
     from raylm.observe.report import write_report
-    from raylm.train.metrics import METRICS, read_metrics
 
-    trained = result.of("train")
-    work = result.path / f"train-{trained.key[:12]}" if trained else result.path
-    return write_report(
-        result.path,
-        run_id=result.run_id,
-        stages=[asdict(stage) for stage in result.stages],
-        metrics=list(read_metrics(work / METRICS)),
-    )
+    record = json.loads((result.path / RECORD).read_text(encoding="utf-8"))
+    return write_report(result.path, read_history(store, record))
 
 
 def connector(loaded: Loaded, store: Store, report: Report) -> Connect:
@@ -157,7 +155,8 @@ def _one(
         result.stages.append(StageResult(stage.name, "planned", key))
         return
     if there is None:
-        cluster.enter()
+        if not stage.alone(loaded.config):
+            cluster.enter()
         work = context.work / f"{stage.name}-{key[:12]}"
         started = time.monotonic()
 
@@ -169,9 +168,9 @@ def _one(
             there = None if force else context.store.find(key)
             if there is None:
                 state: State = "done"
-                there = stage.work(loaded.config, found, replace(context, work=work))
+                there = stage.work(loaded.config, found, replace(context, work=work, key=key))
                 context.store.remember(key, there)
-                shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+                _drop_checkpoints(work, key, context)
             else:
                 state = "skipped"
         seconds = time.monotonic() - started
@@ -182,6 +181,17 @@ def _one(
     result.stages.append(
         StageResult(stage.name, state, key, there.ref, round(seconds, 3), there.manifest.metrics)
     )
+
+
+def _drop_checkpoints(work: Path, key: str, context: Context) -> None:
+    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    bucket = context.store.bucket
+    try:
+        if bucket is not None:
+            bucket.drop_folder(f"{CHECKPOINTS}/{key}")
+    except RaylmError as error:  # the result is there: this is no reason to fail
+        text = f"checkpoints stay in {bucket and bucket.place}/{CHECKPOINTS}/{key}: {error.message}"
+        context.report(Tick("train", text, is_notice=True))
 
 
 def _key(stage: Stage, loaded: Loaded, found: Found) -> str:

@@ -25,15 +25,19 @@ from raylm.stage import Context
 from raylm.stages import STAGES
 from raylm.store import Store
 from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.objectives.objective import choose
 from raylm.train.peak import measure_peak, mfu
 from raylm.train.plan.disk import Disk, disk
 from raylm.train.plan.fit import changed, does_not_fit, fits, largest_micro_batch, nearest_fitting
-from raylm.train.plan.memory import Decoder, Memory, peak_memory
+from raylm.train.plan.memory import Memory, host_bytes, peak_memory
 from raylm.train.plan.pace import Pace, pace
 from raylm.train.plan.room import Room, this_node
-from raylm.train.plan.subject import decoder_of
+from raylm.train.plan.subject import Subject, subject_of
+from raylm.train.precision import choose_precision
 
 PROBE_STEPS = 3
+_FEWEST_LABELS = 2
+"""Classes that are reckoned with where no dataset says how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Plan:
     """What a training will cost."""
 
     config: TrainConfig
-    decoder: Decoder
+    subject: Subject
     memory: Memory
     room: Room | None
     """The nodes; None where they are not known from here."""
@@ -63,6 +67,10 @@ class Plan:
     pace: Pace
     """As predicted, whether or not there was a probe."""
     probe: Probe | None
+    host_bytes: int
+    """What a worker keeps in its host's memory instead of its GPU's."""
+    precision_why: str | None
+    """Why `train.precision: auto` is what it is; None if it was given."""
     unknown: tuple[str, ...]
     """What could not be told, and why."""
 
@@ -80,13 +88,16 @@ class Plan:
         """Plain values for JSON."""
         found = asdict(self)
         del found["config"], found["room"]
-        found["decoder"] |= {"num_parameters": self.decoder.num_parameters}
+        found["model"] = found.pop("subject") | {
+            "architecture": self.subject.architecture,
+            "num_parameters": self.subject.num_parameters,
+        }
         found["memory"] |= {"total_bytes": self.memory.total_bytes}
         found["disk"] |= {"total_bytes": self.disk.total_bytes}
         found["mfu"], found["expected_s"] = self.mfu, self.expected_s
         names = {
             "workers", "zero", "precision", "micro_batch", "global_batch",
-            "activation_checkpointing",
+            "activation_checkpointing", "offload",
         }  # fmt: skip
         found["room_bytes"] = self.room_bytes
         return {"fits": self.fits, "train": self.config.model_dump(include=names)} | found
@@ -115,34 +126,27 @@ def make_plan(
         probing: run three steps of the real stage; needs the dataset.
 
     Raises:
-        ConfigError: the model's shape does not fit.
+        ConfigError: the model's shape does not fit, or the model not what it is to learn from.
         HostError: a probe is asked, and its workers do not fit.
         RaylmError: a probe is asked, and there is no dataset, or its training failed.
     """
     config = loaded.config
     dataset, unknown = _dataset(loaded, store)
     split = PackedSplit.open(dataset.path, "train") if dataset else None
-    decoder = decoder_of(
-        located(config, loaded.base_dir).model,
-        seq_len=split.seq_len if split else config.data.seq_len,
-        vocab_size=split.vocab_size if split else config.data.tokenizer.vocab_size,
-    )
-    if decoder is None:
-        raise HostError(
-            f"{config.model.path} is of an architecture whose cost is not known",
-            code="plan-unknown-model",
-            hint="Llama, Mistral and Qwen decoders are; `raylm train` runs it all the same",
-        )
-    train = config.train
+    subject = _subject(located(config, loaded.base_dir), split)
+    train, chosen = config.train, None
+    if train.precision == "auto":
+        chosen = choose_precision(train, store.root)
+        train = train.model_copy(update={"precision": chosen.precision})
     room = None
     if config.cluster.address is None:
         room = Room((this_node(_num_cpus(config)),))
     else:
         unknown += (f"memory of the workers: the cluster at {config.cluster.address} knows it",)
-    probe = _probe(loaded, store, dataset, report) if probing else None
+    probe = _probe(loaded, train, store, dataset, report) if probing else None
     worker_peak = None if room is None else _peak(train, store)
     planned = pace(
-        decoder,
+        subject,
         train,
         worker_peak=worker_peak,
         num_samples=split.num_samples if split else None,
@@ -153,19 +157,43 @@ def make_plan(
         unknown += ("steps and tokens: train.time_s says how long, not how many",)
     return Plan(
         config=train,
-        decoder=decoder,
-        memory=peak_memory(decoder, train),
+        subject=subject,
+        memory=peak_memory(subject, train),
         room=room,
-        nearest=_nearest(decoder, train, room),
+        nearest=_nearest(subject, train, room),
         largest_micro_batch=(
-            None if room is None else largest_micro_batch(decoder, train, room.worker_bytes)
+            None if room is None else largest_micro_batch(subject, train, room.worker_bytes)
         ),
-        disk=disk(decoder, train, _size(dataset)),
+        disk=disk(subject, train, _size(dataset), has_bucket=store.bucket is not None),
         free_disk_bytes=psutil.disk_usage(str(store.root)).free,
         pace=planned,
         probe=probe,
+        host_bytes=host_bytes(subject, train) if train.gpus_per_worker else 0,
+        precision_why=chosen.why if chosen else None,
         unknown=unknown,
     )
+
+
+def _subject(config: RunConfig, split: PackedSplit | None) -> Subject:
+    """What the configuration trains; of a dataset that is not there, what it is to be."""
+    data = config.data
+    num_labels = _FEWEST_LABELS if data.format == "labels" else None
+    found = subject_of(
+        config.model,
+        seq_len=split.seq_len if split else data.seq_len,
+        vocab_size=split.vocab_size if split else data.tokenizer.vocab_size,
+        source_len=split.source_len if split else data.source_len,
+        num_labels=split.num_labels if split else num_labels,
+    )
+    if found is None:
+        raise HostError(
+            f"{config.model.path} is of an architecture whose cost is not known",
+            code="plan-unknown-model",
+            hint="Llama, Mistral and Qwen decoders, T5 and BERT are known; `raylm train` runs it "
+            "all the same",
+        )
+    choose(config.train, split.format if split else data.format, found.architecture)
+    return found
 
 
 def require_fit(plan: Plan) -> None:
@@ -176,7 +204,7 @@ def require_fit(plan: Plan) -> None:
     """
     if plan.fits is False:
         assert plan.room is not None
-        raise does_not_fit(plan.decoder, plan.config, plan.memory, plan.room.worker_bytes)
+        raise does_not_fit(plan.subject, plan.config, plan.memory, plan.room.worker_bytes)
 
 
 def located(config: RunConfig, base_dir: Path) -> RunConfig:
@@ -197,7 +225,9 @@ def _dataset(loaded: Loaded, store: Store) -> tuple[Artifact | None, tuple[str, 
     return found, ()
 
 
-def _probe(loaded: Loaded, store: Store, dataset: Artifact | None, report: Report) -> Probe:
+def _probe(
+    loaded: Loaded, train: TrainConfig, store: Store, dataset: Artifact | None, report: Report
+) -> Probe:
     if dataset is None:
         raise HostError(
             "a probe trains on the dataset, which is not there yet",
@@ -205,11 +235,11 @@ def _probe(loaded: Loaded, store: Store, dataset: Artifact | None, report: Repor
             hint="`raylm data` makes it",
         )
     config = loaded.config
-    checkpoint = config.train.checkpoint.model_copy(update={"every_steps": PROBE_STEPS + 1})
-    steps = config.train.model_copy(
+    checkpoint = train.checkpoint.model_copy(update={"every_steps": PROBE_STEPS + 1})
+    steps = train.model_copy(
         update={
             "steps": PROBE_STEPS, "time_s": None, "checkpoint": checkpoint, "log_every": 1,
-            "validate_every": None,
+            "validate_every": None, "validate_aside": None, "trackers": (),
         }
     )  # fmt: skip
     (stage,) = (stage for stage in STAGES if stage.name == "train")
@@ -238,10 +268,10 @@ def _num_cpus(config: RunConfig) -> int:
     return config.cluster.num_cpus or len(os.sched_getaffinity(0))
 
 
-def _nearest(decoder: Decoder, config: TrainConfig, room: Room | None) -> dict[str, str]:
-    if room is None or fits(decoder, config, room.worker_bytes):
+def _nearest(subject: Subject, config: TrainConfig, room: Room | None) -> dict[str, str]:
+    if room is None or fits(subject, config, room.worker_bytes):
         return {}
-    found = nearest_fitting(decoder, config, room.worker_bytes)
+    found = nearest_fitting(subject, config, room.worker_bytes)
     return changed(config, found) if found else {}
 
 

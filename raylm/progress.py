@@ -16,11 +16,17 @@ class Tick:
     done: float | None = None
     total: float | None = None
     unit: str = ""
+    is_notice: bool = False
+    """Something to know rather than the state of things: it is shown whenever it comes, and is
+    not written over."""
+    left_s: float | None = None
+    """Seconds until the end, where the one who works knows better than the one who looks on."""
 
     def to_json(self) -> str:
         """One line of JSON."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({name: value for name, value in fields.items() if value is not None})
+        said = {name: x for name, x in fields.items() if x is not None and x is not False}
+        return json.dumps(said)
 
 
 Report = Callable[[Tick], None]

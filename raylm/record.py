@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,10 @@ from typing import Any, Literal
 from raylm.artifact import write_atomic
 from raylm.config.load import Loaded
 from raylm.errors import RaylmError
+from raylm.processes import created_here
+from raylm.store import git_revision, library_versions
 
+RECORD = "run.json"
 State = Literal["done", "skipped", "planned"]
 
 
@@ -56,7 +61,7 @@ class Record:
     """Writes run.json whenever something changed."""
 
     def __init__(self, path: Path, loaded: Loaded, run_id: str, dry_run: bool) -> None:
-        self._file = path / "run.json"
+        self._file = path / RECORD
         self._quiet = dry_run
         self._values: dict[str, Any] = {
             "id": run_id,
@@ -67,6 +72,16 @@ class Record:
             "base_dir": str(loaded.base_dir),
             "stages": [],
         }
+        if not dry_run:
+            self._values |= {
+                "process": {
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "created": created_here(),
+                },
+                "versions": library_versions(),
+                "git_revision": git_revision(),
+            }
 
     @contextmanager
     def recording(self, result: RunResult) -> Iterator[None]:
@@ -77,6 +92,8 @@ class Record:
         except BaseException as error:
             self._values["state"] = "failed" if isinstance(error, Exception) else "interrupted"
             self._values["error"] = error.message if isinstance(error, RaylmError) else repr(error)
+            if isinstance(error, RaylmError):
+                self._values["error_code"] = error.code
             self.write(result)
             raise
         self._values["state"] = "done"

@@ -14,7 +14,8 @@ from raylm.progress import Report, silent
 from raylm.store import Store
 
 CHECKPOINTS = "checkpoints"
-"""Folder in `Context.work` that the pipeline removes once the stage's result is recorded."""
+"""Folder in `Context.work`, and of a store's bucket, from which the pipeline removes what a
+stage kept once its result is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,5 @@ class Context:
     report: Report = silent
     resume: bool = True
     """Go on from what is in `work`; if not, start anew."""
+    key: str = ""
+    """The stage's key; empty where nobody will look for its result."""

@@ -33,6 +33,8 @@ class Stage:
     """Raised when the same config and inputs give another result."""
     inputs: Callable[[RunConfig, Path], Mapping[str, str]] = lambda config, base: {}
     """Digests of what comes from outside the store."""
+    alone: Callable[[RunConfig], bool] = lambda config: False
+    """Whether it needs no cluster."""
 
 
 def _data(config: RunConfig, found: Found, context: Context) -> Artifact:
@@ -112,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "train", ("data",),
         lambda c: {"seed": c.seed, "model": c.model.key(), "train": c.train.key()},
-        _train, _train_code, _model_inputs,
+        _train, _train_code, _model_inputs, lambda c: c.train.is_alone,
     ),
     Stage(
         "evaluate", ("train", "data"), lambda c: {"evaluate": c.evaluate.key()},

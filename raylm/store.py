@@ -33,8 +33,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import raylm
 from raylm.artifact import (
     KINDS,
@@ -55,6 +53,7 @@ from raylm.artifact import (
 )
 from raylm.bucket import Bucket, is_url
 from raylm.errors import ArtifactError, nearest
+from raylm.processes import created_here, is_same
 
 _LIBRARIES = ("ray", "torch", "deepspeed", "transformers", "openvino", "compressed-tensors")
 
@@ -136,7 +135,8 @@ class Store:
         self._sweep_drafts()
 
     @cached_property
-    def _bucket(self) -> Bucket | None:
+    def bucket(self) -> Bucket | None:
+        """What several machines share, where the store is one; None for a folder."""
         # Late: what only needs the folder here (`raylm down`) works without a network.
         return Bucket(self.place) if is_url(self.place) else None
 
@@ -151,7 +151,7 @@ class Store:
     @contextmanager
     def _draft_folder(self) -> Iterator[Path]:
         """A new empty folder that a sweep removes if this process is killed."""
-        owner = f"{socket.gethostname()}~{os.getpid()}~{int(psutil.Process().create_time())}"
+        owner = f"{socket.gethostname()}~{os.getpid()}~{int(created_here())}"
         path = self.root / "drafts" / f"{owner}~{os.urandom(4).hex()}"
         path.mkdir()
         try:
@@ -164,7 +164,7 @@ class Store:
         for path in (self.root / "drafts").iterdir():
             host, _, rest = path.name.partition("~")
             pid, _, rest = rest.partition("~")
-            if host == socket.gethostname() and not _alive(int(pid), int(rest.split("~")[0])):
+            if host == socket.gethostname() and not is_same(int(pid), int(rest.split("~")[0])):
                 shutil.rmtree(path, ignore_errors=True)
 
     def remember(self, stage_key: str, artifact: Artifact) -> None:
@@ -172,16 +172,16 @@ class Store:
         # Here first: what cannot be uploaded now is not lost.
         entry = json.dumps({"ref": artifact.ref, "digest": artifact.digest}) + "\n"
         write_atomic(self._index(stage_key), entry)
-        if self._bucket is not None:
-            self._bucket.push(artifact)
-            self._bucket.remember(stage_key, entry)
+        if self.bucket is not None:
+            self.bucket.push(artifact)
+            self.bucket.remember(stage_key, entry)
             self._index(stage_key).unlink(missing_ok=True)
 
     # Finding -----------------------------------------------------------------------------
 
     def find(self, stage_key: str) -> Artifact | None:
         """The result of the stage with this key, if it is there and sound."""
-        bucket = self._bucket
+        bucket = self.bucket
         try:
             ref = bucket.recall(stage_key) if bucket is not None else None
             is_pending = ref is None
@@ -212,8 +212,8 @@ class Store:
         Raises:
             ArtifactError: it is incomplete or altered.
         """
-        if self._bucket is not None and not (path / MANIFEST).exists():
-            self._download(self._bucket, path)
+        if self.bucket is not None and not (path / MANIFEST).exists():
+            self._download(self.bucket, path)
         artifact = Artifact(path, read_manifest(path))
         check_sizes(path, artifact.manifest)
         stamp = self.root / "verified" / socket.gethostname() / artifact.digest
@@ -247,8 +247,8 @@ class Store:
         Of a bucket: what lies in it, whether it was downloaded or not.
         """
         kinds = (kind,) if kind else KINDS
-        if self._bucket is not None:
-            found = self._bucket.list(self.root, kinds)
+        if self.bucket is not None:
+            found = self.bucket.list(self.root, kinds)
         else:
             found = []
             for folder in kinds:
@@ -315,8 +315,8 @@ class Store:
                 code="artifact-has-descendants",
                 hint="remove those first",
             )
-        if self._bucket is not None:
-            self._bucket.remove(artifact)
+        if self.bucket is not None:
+            self.bucket.remove(artifact)
         # The manifest goes first: from then on the folder does not count.
         (artifact.path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(artifact.path, ignore_errors=True)
@@ -394,10 +394,3 @@ def _times(artifact: Artifact) -> str:
         f"{entry.path} {entry.size_bytes} {(artifact.path / entry.path).stat().st_mtime_ns}\n"
         for entry in artifact.manifest.files
     )
-
-
-def _alive(pid: int, created: int) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - created) < 2
-    except psutil.Error:
-        return False

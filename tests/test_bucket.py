@@ -2,13 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from raylm.artifact import Artifact, Kind
 from raylm.bucket import Bucket
@@ -16,34 +12,6 @@ from raylm.errors import ArtifactError, ConfigError, HostError
 from raylm.store import Store, stage_key
 
 KEY = stage_key("train", 1, {"steps": 2}, {"data": "d"})
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    machine(monkeypatch, tmp_path, "a")
-    client = boto3.client("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1")
-    client.create_bucket(Bucket="models")
-    yield client
-    for found in client.list_objects_v2(Bucket="models").get("Contents", []):
-        client.delete_object(Bucket="models", Key=found["Key"])
-    client.delete_bucket(Bucket="models")
-
-
-@pytest.fixture
-def url(s3: object, endpoint: str) -> str:
-    return f"s3://models/team?region=us-east-1&scheme=http&endpoint_override={quote(endpoint)}"
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from raylm.cli.reference import reference
 from raylm.config.run import RunConfig
+from raylm.serve import openapi, parameters
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +20,16 @@ def test_the_schema_is_that_of_the_config() -> None:
     schema = json.loads((ROOT / "docs/config.schema.json").read_text())
     assert schema["properties"].keys() == RunConfig.model_fields.keys(), "make generate"
     assert schema["additionalProperties"] is False
+
+
+def test_the_document_of_the_api_is_that_of_the_gateway() -> None:
+    assert (ROOT / "docs/openapi.json").read_text() == openapi.text(), "make generate"
+
+
+def test_the_table_of_parameters_is_that_of_the_bodies() -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    shown = page.split(parameters.BEGIN)[1].split(parameters.END)[0]
+    assert shown.strip() == parameters.table(), "make generate"
 
 
 @pytest.mark.parametrize("lock", ["run.txt", "dev.txt"])

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,11 @@ def made(name: str) -> Stage:
         "train": lambda c: {"steps": c.train.steps},
         "evaluate": lambda c: {},
     }
-    return Stage(name, needs, keys[name], work, lambda: 1)
+
+    def alone(config: RunConfig) -> bool:
+        return name == "train" and config.train.is_alone
+
+    return Stage(name, needs, keys[name], work, lambda: 1, alone=alone)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +76,16 @@ def test_stages_run_once_and_are_skipped_without_a_cluster(store: Store) -> None
     calls.clear()
     assert set(run(store).values()) == {"skipped"}
     assert calls == []
+
+
+def test_a_training_without_workers_starts_no_cluster(store: Store) -> None:
+    run(store, until="data")
+    calls.clear()
+    assert run(store, "train.workers=0", until="train") == {"data": "skipped", "train": "done"}
+    assert calls == ["train"]
+    calls.clear()
+    run(store, "train.workers=0")
+    assert calls == ["cluster", "evaluate"]
 
 
 def test_only_what_depends_on_a_change_is_done_again(store: Store) -> None:
@@ -143,3 +158,32 @@ def test_the_report_shows_the_stages(store: Store) -> None:
     done = pipeline.run(load_config(), connect=no_cluster, store=store)
     assert done.report is not None
     assert "evaluate" in done.report.read_text()
+
+
+def test_copies_of_checkpoints_go_when_the_result_is_there(
+    url: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+
+    def work(config: RunConfig, found: Found, context: Context) -> Artifact:
+        keys.append(context.key)
+        bucket = context.store.bucket
+        assert bucket is not None
+        for step in ("step-1", "step-2"):
+            bucket.push_folder(f"checkpoints/{context.key}/{step}", tmp_path, (), "{}")
+        if len(keys) == 1:
+            raise RaylmError("told to fail", code="told")
+        with context.store.draft("report", "data") as draft:
+            (draft.path / "x").write_text("x")
+            return draft.commit()
+
+    stage = Stage("data", (), lambda c: {"seed": c.seed}, work, lambda: 1)
+    monkeypatch.setattr(pipeline, "STAGES", (stage,))
+    store = Store(url)
+    assert store.bucket is not None
+    with pytest.raises(RaylmError, match="told to fail"):
+        run(store)
+    assert store.bucket.manifests(f"checkpoints/{keys[0]}") == {"step-1": "{}", "step-2": "{}"}
+    assert run(store) == {"data": "done"}
+    assert keys == [keys[0]] * 2
+    assert store.bucket.manifests("checkpoints") == {}

@@ -24,6 +24,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Serve it": {
         "serve": ("raylm.cli.serve:serve", "put models behind an OpenAI-compatible endpoint"),
         "chat": ("raylm.cli.chat:chat", "talk to what is served"),
+        "keys": ("raylm.cli.keys:app", "make, list and revoke API keys of the endpoint"),
+        "bench": ("raylm.cli.bench:bench", "put load on an endpoint, and say how it was borne"),
     },
     "Look after it": {
         "up": ("raylm.cli.cluster:up", "start a Ray cluster on this machine"),
@@ -33,7 +35,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "model": ("raylm.cli.model:app", "show what a model is made of"),
         "jobs": ("raylm.cli.jobs:app", "list, show, follow and stop submitted jobs"),
         "models": ("raylm.cli.models:app", "list, show, verify and remove artifacts"),
-        "runs": ("raylm.cli.runs:app", "list and show runs"),
+        "runs": ("raylm.cli.runs:app", "list, show and compare runs"),
     },
 }
 

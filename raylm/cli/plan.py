@@ -12,6 +12,7 @@ from raylm.cli.output import emit, human_bytes, human_s, table
 from raylm.cli.progress import progress
 
 if TYPE_CHECKING:
+    from raylm.config.train import TrainConfig
     from raylm.plan import Plan
 
 
@@ -42,16 +43,21 @@ def plan_text(plan: Plan) -> str:
     """The plan for people: a table for each of memory, disk and time, and what is not known."""
     train = plan.config
     head = (
-        f"{plan.decoder.num_parameters / 1e6:,.1f}M parameters, {plan.decoder.seq_len} tokens a "
-        f"sequence, {train.max_workers} workers, ZeRO {train.zero}, {train.precision}, micro-batch "
+        f"{plan.subject.num_parameters / 1e6:,.1f}M parameters, {plan.subject.seq_len} tokens a "
+        f"sequence, {_workers(train)}, ZeRO {train.zero}, {train.precision}, micro-batch "
         f"{train.micro_batch}" + (", activation checkpointing" * train.activation_checkpointing)
     )
-    notes = [f"not known: {line}" for line in plan.unknown]
+    notes = [f"precision: {plan.precision_why}"] if plan.precision_why else []
+    notes += [f"not known: {line}" for line in plan.unknown]
     if plan.nearest:
         sets = " ".join(f"--set {key}={value}" for key, value in plan.nearest.items())
         notes.append(f"does not fit; this would: {sets}")
     blocks = [head, _memory(plan), _disk(plan), _time(plan), "\n".join(notes)]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _workers(train: TrainConfig) -> str:
+    return "no workers (in this process)" if train.is_alone else f"{train.max_workers} workers"
 
 
 def _memory(plan: Plan) -> str:
@@ -66,6 +72,8 @@ def _memory(plan: Plan) -> str:
         ["it has", _known(plan.room_bytes, human_bytes)],
         ["largest micro-batch that fits", "-" if most is None else str(most)],
     ]
+    if plan.host_bytes:
+        rows.append(["in its host's memory", human_bytes(plan.host_bytes)])
     return _table("memory of a worker", rows)
 
 

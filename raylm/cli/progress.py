@@ -63,7 +63,7 @@ def figures(tick: Tick, pace: Pace, now_s: float) -> str:
     if pace.rate is not None and tick.unit and (tick.total is None or tick.total > 10):
         parts.append(f"{amount(pace.rate, tick.unit)}/s")
     parts.append(human_s(now_s - pace.begun_s))
-    left = pace.left_s(tick.total)
+    left = pace.left_s(tick.total) if tick.left_s is None else tick.left_s
     if left is not None and not is_end(tick):
         parts.append(f"{human_s(left)} left")
     return ", ".join(parts)
@@ -98,7 +98,7 @@ class Lines:
         if tick.done is not None:
             pace.note(tick.done, now)
         due = now - self._last_s.get(tick.stage, now) >= PLAIN_EVERY_S
-        if is_new or due or is_end(tick):
+        if is_new or due or is_end(tick) or tick.is_notice:
             self._last_s[tick.stage] = now
             self._out.write(f"{tick.stage}: {tick.text} ({figures(tick, pace, now)})\n")
             self._out.flush()
@@ -140,12 +140,14 @@ class Live:
         pace = self._paces.setdefault(tick.stage, Pace(now))
         if tick.done is not None:
             pace.note(tick.done, now)
+        if tick.is_notice:
+            self._console.print(self._line(tick), markup=False, soft_wrap=True)
         self._last = tick
 
     def _leave(self) -> None:
-        if self._last is not None:
+        if self._last is not None and not self._last.is_notice:
             self._console.print(self._line(self._last), markup=False, soft_wrap=True)
-            self._last = None
+        self._last = None
 
     def _line(self, tick: Tick) -> str:
         pace = self._paces[tick.stage]

@@ -1,4 +1,4 @@
-"""raylm runs ls|show."""
+"""raylm runs ls|show|diff|report."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from raylm.cli.output import emit, human_bytes, human_s, say, table
 from raylm.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from raylm.observe.history import History
     from raylm.store import Store
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help="List and show runs.")
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, show and compare runs.")
 
 
 @app.command("ls")
 def list_runs(config: Config = None, store: StorePlace = None, output: Output = "text") -> None:
     """Runs of the store, oldest first."""
+    from raylm.observe.history import state_of
+
     records = _records(open_store(store, config))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             **{key: record.get(key) for key in ("id", "name", "state", "started", "error")},
+            "state": state_of(record),
             "stages": {s["stage"]: s["state"] for s in record.get("stages", [])},
         }
         for record in records
@@ -34,9 +38,9 @@ def list_runs(config: Config = None, store: StorePlace = None, output: Output = 
             r["id"],
             r["state"],
             r["started"],
-            " ".join(f"{s['stage']}:{s['state']}" for s in r["stages"]),
+            " ".join(f"{stage}:{state}" for stage, state in r["stages"].items()),
         )
-        for r in records
+        for r in rows
     ]
     text = table(("id", "state", "started", "stages"), cells)
     emit(rows, text if rows else "", output)
@@ -51,11 +55,20 @@ def show(
     store: StorePlace = None,
     output: Output = "text",
 ) -> None:
-    """A run: its stages, their results, and the last line of its metrics."""
+    """A run: its stages, their results, and how its training stands or stood."""
+    from raylm.observe.history import read_history
+
     opened = open_store(store, config)
     record = _find(opened, run)
     path = opened.root / "runs" / record["id"]
-    record |= {"path": str(path), "last_metrics": _last_metrics(path)}
+    history = read_history(opened, record)
+    record |= {
+        "state": history.state,
+        "path": str(path),
+        "last_metrics": _last_metrics(path),
+        "last_step": history.steps[-1] if history.steps else None,
+        "skips": history.skips,
+    }
     lines = [
         f"id       {record['id']}",
         f"state    {record['state']}" + (f": {record['error']}" if record.get("error") else ""),
@@ -70,9 +83,77 @@ def show(
             ],
         ),
         *_cost(record),
-        *(f"{file}: {json.dumps(last)}" for file, last in record["last_metrics"].items()),
+        *_training(history),
     ]
     emit(record, "\n".join(lines), output)
+
+
+@app.command("diff")
+def diff(
+    a: Annotated[str, typer.Argument(help="A run's id, or its start.")],
+    b: Annotated[str, typer.Argument(help="Another one's.")],
+    config: Config = None,
+    store: StorePlace = None,
+    output: Output = "text",
+) -> None:
+    """What differs between two runs, and what came of it; finished, running or killed ones."""
+    from raylm.cli.difference import text_of
+    from raylm.observe.difference import difference
+    from raylm.observe.history import read_history
+
+    opened = open_store(store, config)
+    ours, theirs = (read_history(opened, _find(opened, name)) for name in (a, b))
+    found = difference(ours, theirs)
+    emit(found.to_dict(), text_of(found), output)
+
+
+@app.command("report")
+def report(
+    run: Annotated[str, typer.Argument(help="A run's id, or its start.")],
+    config: Config = None,
+    store: StorePlace = None,
+    output: Output = "text",
+) -> None:
+    """Write a run's HTML page anew, as far as the run has come, and print its path."""
+    from raylm.observe.history import read_history
+    from raylm.observe.report import write_report
+
+    opened = open_store(store, config)
+    record = _find(opened, run)
+    path = write_report(opened.root / "runs" / record["id"], read_history(opened, record))
+    emit({"run_id": record["id"], "report": str(path)}, str(path), output)
+
+
+def _training(history: History) -> list[str]:
+    """How the training stands, from its last step."""
+    if not history.steps:
+        return []
+    last = history.steps[-1]
+    horizon = last.get("horizon")
+    rows = [
+        ("step", f"{last['step']:,}" + (f" of {horizon:,}" if horizon else "")),
+        ("loss", f"{last['loss']:.4f}"),
+    ]
+    if history.held_out:
+        looked = history.held_out[-1]
+        rows.append(("held out", f"{looked['held_out_loss']:.4f} at step {looked['step']:,}"))
+    if "left_s" in last:
+        mfu, left, recent = last["mfu"], last["left_s"], last["recent_tokens_per_s"]
+        rows += [
+            ("tokens/s", f"{recent:,.0f} lately, {last['tokens_per_s']:,.0f} overall"),
+            ("MFU", "unknown" if mfu is None else f"{mfu:.1%}"),
+            ("data wait", f"{1000 * last['data_wait_s']:.1f} ms a step"),
+            ("memory", f"{human_bytes(last['max_memory_bytes'])} now, "
+             f"{human_bytes(last['max_memory_peak_bytes'])} at most, of the fullest worker"),
+        ]  # fmt: skip
+        if history.state == "running":
+            rows.append(("left", "unknown" if left is None else human_s(left)))
+    from raylm.observe.difference import restarts
+
+    if restarts(history.lines):
+        rows.append(("restarts", str(restarts(history.lines))))
+    rows += [("skipped", f"after step {s['step']:,}: {s['why']}") for s in history.skips]
+    return ["", *(f"{name:<11}{what}" for name, what in rows)]
 
 
 def _cost(record: dict[str, Any]) -> list[str]:

@@ -54,7 +54,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="File with one key a line. [default: serve.api_keys]",
+            help="Key store, or file with one key a line. [default: serve.api_keys, else what "
+            "`raylm keys` made in the store]",
             show_default=False,
         ),
     ] = None,
@@ -97,6 +98,7 @@ def _serve(
     settings = loaded.config.serve
     with connect(store, loaded.config.cluster, report):
         from raylm.serve.app import deploy, undeploy
+        from raylm.serve.keys import FILE
 
         endpoint = deploy(
             [served(store, loaded, ref) for ref in refs],
@@ -104,6 +106,7 @@ def _serve(
             loaded.config.engine,
             cache_root=store.root / "engine",
             base_dir=loaded.base_dir,
+            store_keys=store.root / FILE,
             report=report,
         )
         write_endpoint(store, endpoint.to_dict())

@@ -9,6 +9,17 @@ from pydantic import Field
 from raylm.config.section import OUTSIDE_KEY, Section
 
 
+class PromptLookup(Section):
+    """Guess that what followed the last tokens before follows them again."""
+
+    kind: Literal["prompt_lookup"] = "prompt_lookup"
+    """Where the guesses come from: the request's own prompt and answer."""
+    num_tokens: int = Field(4, ge=1, le=16)
+    """Tokens guessed at a time."""
+    ngram: int = Field(3, ge=1, le=16)
+    """Tokens that must have been there before, in this order."""
+
+
 class EngineConfig(Section):
     """How a model is run for inference."""
 
@@ -21,13 +32,22 @@ class EngineConfig(Section):
     `precision: f32` is asked for."""
     kv_cache_bytes: int = Field(256 * 2**20, ge=2**20)
     """Memory for keys and values of one replica."""
+    prefix_cache: bool = True
+    """Keep keys and values of answered requests while there is room, for those that begin alike.
+    The torch engine keeps none."""
+    speculation: PromptLookup | None = None
+    """Guess tokens and verify several in one step: faster where answers repeat their prompt or
+    themselves, at few requests at a time. The text stays the same. OpenVINO engine only."""
     max_batch_size: int = Field(64, ge=1, le=1024)
     """Sequences stepped together."""
     max_batch_tokens: int = Field(2048, ge=16)
     """Tokens (prompt and decode) in one step."""
     max_context_tokens: int | None = Field(None, ge=2)
-    """Prompt and answer together; None takes the model's own limit."""
+    """Prompt and answer together, or each of them in an encoder-decoder; None takes the model's
+    own limit."""
     max_waiting: int = Field(256, ge=1)
     """Requests that may wait in one replica; more are refused with 503."""
+    step_timeout_s: Annotated[float, OUTSIDE_KEY] = Field(60.0, gt=0)
+    """A step that takes longer hangs: its requests end with an error, the replica is replaced."""
     num_threads: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """Threads of one replica; None takes its share of the cores."""

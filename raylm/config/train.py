@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from raylm.config.section import OUTSIDE_KEY, Section
 
 ObjectiveName = Literal["causal", "sft", "seq2seq", "mlm", "classify", "dpo"]
+TrackerName = Literal["mlflow", "trackio"]
 
 
 class LoraConfig(Section):
@@ -27,10 +29,18 @@ class LoraConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
+    """How weights follow their gradients."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw: Loshchilov and Hutter, arXiv 1711.05101. muon: the matrices of hidden layers follow
+    their orthogonalized momentum (K. Jordan and others, 2024), each step scaled to the size that
+    AdamW's usually has (arXiv 2502.16982); embeddings, heads, norms and biases follow AdamW."""
     lr: float = Field(3e-3, gt=0, le=1)
     """Peak learning rate."""
+    muon_lr: float | None = Field(None, gt=0, le=1)
+    """muon: the peak rate of its matrices; None takes `lr`."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """muon: how much of the mean gradient is kept from step to step."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
@@ -39,12 +49,27 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(1.0, ge=0)
     """Global gradient norm at most; 0 is off."""
 
+    @model_validator(mode="after")
+    def _is_used(self) -> OptimizerConfig:
+        if self.name == "adamw" and (self.muon_lr is not None or self.muon_momentum != 0.95):
+            raise ValueError("muon_lr and muon_momentum say nothing to adamw; set name to muon")
+        return self
+
+    def key(self) -> dict[str, Any]:
+        """As every section's; without what is Muon's, as before there was a choice."""
+        found = super().key()
+        if self.name == "adamw":
+            for name in ("name", "muon_lr", "muon_momentum"):
+                del found[name]
+        return found
+
 
 class ScheduleConfig(Section):
     """Learning rate over the run, as fractions of its horizon."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    """wsd: warm-up, stable, linear decay (arXiv 2404.06395)."""
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How it falls after the warm-up. cosine, linear: over all of the rest, to `floor`; wsd: it
+    stays, then falls linearly (arXiv 2404.06395); constant: it stays."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the rate rises linearly."""
     decay: float = Field(0.4, ge=0, le=1)
@@ -71,6 +96,11 @@ class CheckpointConfig(Section):
     keep_best: Annotated[int, OUTSIDE_KEY] = Field(0, ge=0)
     """Checkpoints of the lowest held-out loss that are kept beside the newest; each checkpoint is
     then validated before it is saved."""
+    upload: Annotated[bool, OUTSIDE_KEY] = True
+    """Where the store is a bucket, copy complete checkpoints there while the training goes on,
+    so that another machine can take it over."""
+    upload_wait_s: Annotated[float, OUTSIDE_KEY] = Field(60.0, ge=0)
+    """Seconds that a run which ends before its time waits for the last upload."""
     grace_s: Annotated[float, OUTSIDE_KEY] = Field(30.0, ge=0)
     """Seconds for a last checkpoint when the run is told to end (SIGTERM, Ctrl-C, preemption)."""
 
@@ -100,7 +130,17 @@ class WorkerRange(Section):
         return self
 
 
-Workers = Annotated[int, Field(ge=1)]
+class AsideConfig(Section):
+    """Validate each checkpoint beside the training, in a Ray task; a checkpoint that comes while
+    another is looked at is left out."""
+
+    num_cpus: float = Field(1.0, ge=0)
+    """CPUs of the cluster that are kept for it; 0 shares the workers', which slows them."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs that are kept for it; without one it works on CPUs."""
+
+
+Workers = Annotated[int, Field(ge=0)]
 
 
 class TrainConfig(Section):
@@ -123,14 +163,26 @@ class TrainConfig(Section):
     """Sequences in one optimizer step, over all workers."""
     micro_batch: Annotated[int, OUTSIDE_KEY] = Field(8, ge=1)
     """Sequences in one forward pass of one worker."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Of weights, activations and gradients; master weights and optimizer are fp32. fp16: with
+    dynamic loss scaling, on GPUs. auto: bf16 on GPUs that have units for it, on CPUs the one of
+    fp32 and bf16 whose matrix products are measured to be faster; chosen once for a run."""
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage: what is partitioned over the workers."""
+    offload: Annotated[Literal["none", "optimizer", "all"], OUTSIDE_KEY] = "none"
+    """What is kept in the host's memory instead of a GPU's. optimizer: its state and step (zero 1
+    to 3); all: the parameters too, fetched layer by layer (zero 3). On CPUs it saves nothing."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile at the first step (zero 0 to 2): minutes that
+    pay off in long runs. It needs a C++ compiler."""
     workers: Annotated[Workers | WorkerRange, OUTSIDE_KEY] = 2
     """Ray Train workers, each a rank of DeepSpeed: a number, or {min, max} for a run that goes on
-    with fewer when a node is lost and with more when one comes."""
+    with fewer when a node is lost and with more when one comes. 0 trains in this process, without
+    workers, for breakpoints and small machines; the losses are those of one worker."""
     max_failures: Annotated[int, OUTSIDE_KEY] = Field(3, ge=0)
     """Times that lost workers are replaced without a step of progress in between."""
+    replace_s: Annotated[float, OUTSIDE_KEY] = Field(300.0, ge=0)
+    """Seconds to wait for nodes, after a loss has left less room than the run needs."""
     hang_s: Annotated[float, OUTSIDE_KEY] = Field(120.0, ge=0)
     """Seconds without a sign of life after which a worker counts as hung, is named and replaced;
     0 is off."""
@@ -149,8 +201,15 @@ class TrainConfig(Section):
     checkpoint: Annotated[CheckpointConfig, OUTSIDE_KEY] = CheckpointConfig()
     validate_every: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """Steps between looks at the held-out split; None looks only at the end."""
+    validate_aside: Annotated[AsideConfig | None, OUTSIDE_KEY] = None
+    """Look at the held-out split at each checkpoint, off the critical path; None looks in the
+    loop alone."""
     log_every: Annotated[int, OUTSIDE_KEY] = Field(1, ge=1)
     """Steps between lines of metrics.jsonl."""
+    trackers: Annotated[tuple[TrackerName, ...], OUTSIDE_KEY] = ()
+    """Where metrics go beside metrics.jsonl and TensorBoard files. mlflow: to MLFLOW_TRACKING_URI,
+    else a SQLite store in the run's folder; trackio: as its TRACKIO_ variables say, else likewise.
+    Each needs its extra (`pip install 'raylm[mlflow]'`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -163,9 +222,16 @@ class TrainConfig(Section):
     def _shapes_fit(self) -> TrainConfig:
         if self.steps is not None and self.time_s is not None:
             raise ValueError("set either steps or time_s, not both")
+        if self.validate_aside is not None and self.checkpoint.keep_best:
+            raise ValueError(
+                "checkpoint.keep_best knows a checkpoint's held-out loss before it is saved, "
+                "validate_aside finds it after: set one of them"
+            )
+        if self.validate_aside is not None and self.is_alone:
+            raise ValueError("validate_aside runs in a Ray task, which workers: 0 does without")
         if isinstance(self.workers, WorkerRange):
             return self
-        step = self.workers * self.micro_batch
+        step = self.max_workers * self.micro_batch
         if self.global_batch % step:
             raise ValueError(
                 f"global_batch={self.global_batch} is not a multiple of workers={self.workers} "
@@ -174,15 +240,26 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainConfig:
+        for conflict in _conflicts(self):
+            raise ValueError(conflict)
+        return self
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the training runs in the driver's own process."""
+        return self.workers == 0
+
     @property
     def max_workers(self) -> int:
-        """The most workers that may run."""
-        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+        """The most ranks that may run."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else max(1, self.workers)
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers that the run goes on with."""
-        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+        """The fewest ranks that the run goes on with."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else max(1, self.workers)
 
     def key(self) -> dict[str, Any]:
         """As every section's; without what is not asked for, as before it could be."""
@@ -193,4 +270,24 @@ class TrainConfig(Section):
             del found["dpo_beta"]
         if self.lora is None:
             del found["lora"]
+        if not self.compile:
+            del found["compile"]
         return found
+
+
+def _conflicts(config: TrainConfig) -> Iterator[str]:
+    """What does not go together, each with what would."""
+    if config.offload == "optimizer" and config.zero == 0:
+        yield "offload=optimizer moves what zero=0 does not partition; set zero to 1, 2 or 3"
+    if config.offload == "all" and config.zero != 3:
+        yield f"offload=all needs zero=3, not {config.zero}; offload=optimizer goes with 1 to 3"
+    if config.precision == "fp16" and not config.gpus_per_worker:
+        yield "precision=fp16 is for GPUs (gpus_per_worker is 0); on CPUs set bf16, fp32 or auto"
+    if config.precision == "fp16" and config.zero == 0:
+        yield "precision=fp16 needs zero=1, 2 or 3, whose loss scale starts low enough and is told"
+    if config.compile and config.zero == 3:
+        yield "compile does not go with zero=3, which gathers weights inside layers; set zero to 2"
+    if config.optimizer.name == "muon" and config.offload != "none":
+        yield "optimizer.name=muon orthogonalizes on the device; set offload to none, or use adamw"
+    if config.optimizer.name == "muon" and config.lora is not None:
+        yield "optimizer.name=muon is for whole matrices, lora trains thin ones; use adamw"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raylm.arrays import save_array
 from raylm.data.hashing import HASH_BYTES, HashArray, seeded
 from raylm.data.shards import DOCUMENTS
 from raylm.data.stream import PIECE, PIECE_STARTS, PIECES, shard_name
@@ -120,8 +121,8 @@ def write_split(
     writer.close()
     first = np.flatnonzero(pieces["token_offset"] == 0)
     pieces["byte_offset"] = bytes_before - bytes_before[first][pieces["document"]]
-    np.save(folder / PIECES, pieces)
-    np.save(folder / PIECE_STARTS, np.searchsorted(places, np.arange(num_samples + 1) * seq_len))
+    save_array(folder / PIECES, pieces)
+    save_array(folder / PIECE_STARTS, np.searchsorted(places, np.arange(num_samples + 1) * seq_len))
     write_documents(folder / DOCUMENTS, documents)
     return SplitFigures(
         num_samples=num_samples,

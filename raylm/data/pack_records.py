@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from raylm.arrays import save_array
 from raylm.config.data import Format
 from raylm.data.bins import first_fit
 from raylm.data.pack import Documents, ShardWriter, SplitFigures, Tokens, write_documents
@@ -166,8 +167,8 @@ def _write_stream(
     writer.close()
     # Only a preference has a second piece, and right behind its first.
     pieces["byte_offset"] = np.where(pieces["token_offset"] > 0, np.roll(num_bytes, 1), 0)
-    np.save(folder / PIECES, pieces)
-    np.save(folder / PIECE_STARTS, np.searchsorted(row, np.arange(num_rows + 1)))
+    save_array(folder / PIECES, pieces)
+    save_array(folder / PIECE_STARTS, np.searchsorted(row, np.arange(num_rows + 1)))
     return num_bytes, text_tokens
 
 
@@ -178,13 +179,13 @@ def _write_targets(
     if files.format == "pairs":
         return int(records.num_tokens.sum())
     if files.format == "labels":
-        np.save(folder / LABELS, records.label)
+        save_array(folder / LABELS, records.label)
         return len(row)
     picks, counts = ranges(records.span_begin, records.span_begin + records.num_spans)
     spans = files.spans[picks]
     record_start = pieces["start"][pieces["token_offset"] == 0]
     spans["start"] += np.repeat(record_start, counts)
-    np.save(folder / SPANS, spans)
+    save_array(folder / SPANS, spans)
     span_row = np.repeat(row, counts)
-    np.save(folder / SPAN_STARTS, np.searchsorted(span_row, np.arange(int(row[-1]) + 2)))
+    save_array(folder / SPAN_STARTS, np.searchsorted(span_row, np.arange(int(row[-1]) + 2)))
     return len(row) if files.format == "preferences" else int(spans["length"].sum())

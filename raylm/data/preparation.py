@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raylm.arrays import save_array
 from raylm.config.data import DataConfig
 from raylm.data.encode import KEPT_SCHEMA, kept_rows, token_dtype
 from raylm.data.funnel import check_readable, set_aside_lines
@@ -178,7 +179,7 @@ class Preparation:
 
     def write_index(self, version: int, exact: bool, more: dict[str, Any]) -> None:
         """Write index.json and token_bytes.npy; `more` is what the format adds."""
-        np.save(self.folder / TOKEN_BYTES, self.token_lengths)
+        save_array(self.folder / TOKEN_BYTES, self.token_lengths)
         index = {
             "schema_version": version,
             "seq_len": self.config.seq_len,

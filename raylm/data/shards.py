@@ -72,6 +72,9 @@ class Batch:
     [n, most segments of a sequence]."""
     numbers: npt.NDArray[np.int64] | None = None
     """Global sample numbers [n], where training set them."""
+    reference: npt.NDArray[np.float32] | None = None
+    """Of `preferences`: log-probability of each segment's targets for the model at the start,
+    where training set it; [n, segments of a row or more]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from raylm.deploy.record import (
     write_record,
 )
 from raylm.errors import HostError
+from raylm.processes import created, is_same
 from raylm.progress import Report, Tick, silent
 from raylm.store import Store
 
@@ -152,7 +153,7 @@ def _start(store: Store, config: ClusterConfig, report: Report, timeout_s: float
             ports=ports,
             temp_dir=temp_dir,
             pid=process.pid,
-            create_time=owned.created(process.pid) or time.time(),
+            create_time=created(process.pid) or time.time(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             num_cpus=head.num_cpus(config),
             env={name: value for name, value in env.items() if name != owned.MARK},
@@ -174,14 +175,14 @@ def _clear(store: Store, info: ClusterInfo | None) -> int:
         pids = set(owned.marked(owned.STORE_MARK, str(store.root)))
         if info is not None:
             pids.update(owned.marked(owned.MARK, info.id))
-            if owned.is_same(info.pid, info.create_time):
+            if is_same(info.pid, info.create_time):
                 pids.update(owned.in_session(info.pid))
         return sorted(pids)
 
-    if info is not None and owned.is_same(info.pid, info.create_time):
+    if info is not None and is_same(info.pid, info.create_time):
         # The head ends its children in order; ours is only what it leaves.
         seen = find()
-        owned.stop(lambda: [info.pid] if owned.is_same(info.pid, info.create_time) else [])
+        owned.stop(lambda: [info.pid] if is_same(info.pid, info.create_time) else [])
         _wait_for_none(find, 3.0)
     else:
         seen = find()

@@ -6,13 +6,14 @@ that ends with this process, however that ends (Ray's processes share its fate).
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +24,7 @@ from raylm.config.cluster import ClusterConfig
 from raylm.deploy import owned
 from raylm.deploy.environment import (
     QUIET,
+    TRAIN,
     cluster_env,
     keep_only_logs,
     prepare_temp_dir,
@@ -34,9 +36,13 @@ from raylm.deploy.guardian import FATE_SHARING_S, guardian
 from raylm.deploy.head import START_ATTEMPTS, num_cpus, start_error
 from raylm.deploy.ports import LOOPBACK, choose_ports, is_listening
 from raylm.deploy.record import read_record, store_token
+from raylm.environ import changed_environment
 from raylm.errors import HostError, MissingExtra
 from raylm.progress import Report, Tick, silent
 from raylm.store import Store
+
+_SHUTDOWN_S = 30.0
+"""Longer than Ray takes on a busy machine (1.5 s on an idle one)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,11 @@ def connect(store: Store, config: ClusterConfig, report: Report = silent) -> Ite
     if _is_connected():
         yield Connection(config.address or "", is_private=False, logs_dir=None)
     elif config.address:
-        env = {**QUIET, "RAY_TRAIN_V2_ENABLED": "1"}
-        with _environment(env), _client(config.address, "cluster.address", report):
+        env = {**QUIET, **TRAIN}
+        with changed_environment(env), _client(config.address, "cluster.address", report):
             yield Connection(config.address, is_private=False, logs_dir=None)
     elif info is not None and info.is_alive:
-        with _environment(info.env), _client(info.address, "`raylm up`", report):
+        with changed_environment(info.env), _client(info.address, "`raylm up`", report):
             yield Connection(info.address, is_private=False, logs_dir=info.logs_dir)
     else:
         with ExitStack() as stack:
@@ -121,7 +127,7 @@ def _private(store: Store, config: ClusterConfig, report: Report) -> Iterator[Co
     report(Tick("cluster", "starting a private Ray cluster"))
     prepare_temp_dir(temp_dir, ports)
     try:
-        with guardian(cluster_id), _environment(env):
+        with guardian(cluster_id), changed_environment(env):
             _init(
                 "a private Ray cluster does not start",
                 address="local",
@@ -146,21 +152,6 @@ def _private(store: Store, config: ClusterConfig, report: Report) -> Iterator[Co
 def _end_private(cluster_id: str) -> None:
     """Give Ray's processes the time to end by themselves, then end what is left."""
     owned.stop_late(lambda: owned.marked(owned.MARK, cluster_id), patience_s=FATE_SHARING_S)
-
-
-@contextmanager
-def _environment(env: Mapping[str, str]) -> Iterator[None]:
-    """Set what Ray reads from the environment, and put back what was there."""
-    before = {name: os.environ.get(name) for name in env}
-    os.environ.update(env)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _is_connected() -> bool:
@@ -199,10 +190,23 @@ def _init(failure: str, **options: Any) -> None:
             signal.signal(number, handler)
         if waiting:
             signal.raise_signal(waiting[0])
+    _keep_stdout_clean()
     for name in ("ray.serve", "ray.data", "ray.train", "ray.tune"):
         # A filter, because Serve sets its logger's level when it is imported.
         logging.getLogger(name).addFilter(_is_error)
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _keep_stdout_clean() -> None:
+    """Ray prints what raylets report, of nodes that died say, on stdout, which is for results."""
+    worker: Any = import_module("ray._private.worker")
+    show = worker.print_to_stdstream
+
+    def on_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+        show({**data, "is_err": True}, ignore_prefix=ignore_prefix)
+
+    if show.__module__ != __name__:
+        worker.print_to_stdstream = on_stderr
 
 
 def _is_error(record: logging.LogRecord) -> bool:
@@ -215,7 +219,21 @@ def _signal_handlers() -> dict[signal.Signals, Any]:
     return {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
 
-def _shutdown() -> None:
+def _shutdown(limit_s: float = _SHUTDOWN_S) -> None:
+    """Disconnect from the cluster, or leave that to the end of the process.
+
+    A client that had been connected for over half an hour was seen to wait for ever, in a call to
+    the cluster without a deadline (Ray 2.60, `GcsSubscriberCommandBatch`). The work is done by
+    then: it must not keep a command from ending.
+    """
     import ray
 
-    ray.shutdown()
+    ending = threading.Thread(target=ray.shutdown, daemon=True, name="raylm-disconnect")
+    ending.start()
+    ending.join(limit_s)
+    if ending.is_alive():
+        # Ray does it again when the interpreter ends, and would wait for the one that waits.
+        atexit.unregister(import_module("ray._private.worker").shutdown)
+    if context := sys.modules.get("ray.serve.context"):
+        # Serve keeps its client, and would ask the controller of this cluster in the next one.
+        context._set_global_client(None)

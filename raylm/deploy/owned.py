@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from raylm.processes import created
+
 MARK = "RAYLM_CLUSTER_ID"
 STORE_MARK = "RAYLM_CLUSTER_STORE"
 """Only on clusters that outlive the command that started them."""
@@ -26,8 +28,13 @@ def marked(name: str, value: str) -> list[int]:
 
     This process and those that started it are left out.
     """
-    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    mine = lineage()
     return sorted(pid for pid, found in _marks(name) if found == value and pid not in mine)
+
+
+def lineage() -> set[int]:
+    """This process and those that started it."""
+    return {os.getpid(), *(p.pid for p in psutil.Process().parents())}
 
 
 def marks(name: str) -> set[str]:
@@ -56,21 +63,6 @@ def in_session(leader: int) -> list[int]:
             if os.getsid(pid) == leader and _is_alive(pid):
                 found.append(pid)
     return sorted(found)
-
-
-def created(pid: int) -> float | None:
-    """When a live process was started (seconds since the epoch), None if it is not there."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
-
-
-def is_same(pid: int, create_time: float) -> bool:
-    """Whether this process is alive and not a later one that got its number."""
-    now = created(pid)
-    return now is not None and abs(now - create_time) < 2.0
 
 
 def stop(find: Find, *, term_s: float = 5.0, kill_s: float = 5.0) -> tuple[int, list[int]]:

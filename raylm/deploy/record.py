@@ -16,8 +16,8 @@ from typing import Any
 
 from raylm.artifact import disk_errors, write_atomic
 from raylm.deploy.environment import ray_dir
-from raylm.deploy.owned import is_same
 from raylm.deploy.ports import Ports, is_listening
+from raylm.processes import is_same
 from raylm.store import Store
 
 

@@ -109,7 +109,7 @@ def unsupported(what: str) -> ModelError:
     return ModelError(
         f"the OpenVINO converter does not cover {what}",
         code="unsupported-architecture",
-        hint="set engine.kind=torch, which runs every causal model of transformers",
+        hint="set engine.kind=torch, which runs other models of transformers",
     )
 
 

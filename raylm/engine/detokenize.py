@@ -17,7 +17,10 @@ _REPLACEMENT = "\ufffd"  # what a decoder puts for bytes that are no character (
 
 
 class Detokenizer:
-    """The text of one answer. `finished` is set once a stop string was met."""
+    """The text of one answer. `finished` is set once a stop string was met.
+
+    Those that are complete before `min_tokens` tokens are text like any other.
+    """
 
     def __init__(
         self,
@@ -25,10 +28,12 @@ class Detokenizer:
         prompt_ids: Sequence[int],
         *,
         stop: Sequence[str] = (),
+        min_tokens: int = 0,
         emitted_ids: Iterable[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._num_before_stop = min_tokens
         # The settled tokens before the unsettled ones: decoders look at what came before.
         self._context = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._num_context_chars = len(self._decode(self._context))
@@ -46,6 +51,7 @@ class Detokenizer:
         if self.finished:
             return ""
         self._unsettled.append(token_id)
+        self._num_before_stop -= 1
         return self._release(self._held + self._settle())
 
     def flush(self) -> str:
@@ -77,6 +83,8 @@ class Detokenizer:
 
     def _cut(self, text: str) -> tuple[str, bool]:
         """The text before the first stop string, and whether there was one."""
+        if self._num_before_stop > 0:
+            return text, False
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         return (text[: min(places)], True) if places else (text, False)
 

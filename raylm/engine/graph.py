@@ -22,7 +22,7 @@ from openvino.op import Constant
 from openvino.op.util import Variable, VariableInfo
 
 from raylm.engine.decoder import Decoder
-from raylm.engine.quantized import Int8Weight, int8_weight
+from raylm.engine.quantized import IntegerWeight, integer_weight, is_quantized
 from raylm.engine.weights import Checkpoint, StoredTensor
 
 Node = Any  # openvino.Node or Output; its stubs do not type what the ops return
@@ -63,7 +63,7 @@ class _Builder:
         self.attention_mask = _input("attention_mask", ov.Type.i64, 2)
         self.position_ids = _input("position_ids", ov.Type.i64, 2)
         self.beam_idx = _input("beam_idx", ov.Type.i32, 1)
-        self.kept: list[Int8Weight] = []
+        self.kept: list[IntegerWeight] = []
         self.assigns: list[Node] = []
         self.variables: list[Variable] = []
         self.cos, self.sin = self._rotation()
@@ -83,7 +83,7 @@ class _Builder:
         tied = decoder.tied and "lm_head.weight" not in self.weights
         logits = (
             ops.matmul(hidden, table, False, True)
-            if tied and not _has_int8(self.weights, "lm_head")
+            if tied and not is_quantized(self.weights, "lm_head")
             else self._linear(hidden, "lm_head")
         )
         logits = ops.result(logits, name="logits")
@@ -154,21 +154,30 @@ class _Builder:
         return self._linear(ops.multiply(gate, up), f"{prefix}.down_proj")
 
     def _linear(self, hidden: Node, prefix: str) -> Node:
-        quantized = int8_weight(self.weights, prefix)
-        if quantized is None:
-            weight = self._stored(f"{prefix}.weight")
-        else:
-            # This form is what the plugin fuses into a matrix product on int8 weights.
-            self.kept.append(quantized)
-            integers = Constant(quantized.integers, shared_memory=True)
-            integers.set_friendly_name(f"{prefix}.weight")
-            scale = Constant(quantized.scale, shared_memory=True)
-            scale.set_friendly_name(f"{prefix}.weight_scale")
-            weight = ops.multiply(ops.convert(integers, ov.Type.f32), scale)
+        quantized = integer_weight(self.weights, prefix)
+        weight = (
+            self._stored(f"{prefix}.weight")
+            if quantized is None
+            else self._dequantized(quantized, prefix)
+        )
         product = ops.matmul(hidden, weight, False, True)
         if f"{prefix}.bias" in self.weights:
             product = ops.add(product, self._stored(f"{prefix}.bias"))
         return product
+
+    def _dequantized(self, quantized: IntegerWeight, prefix: str) -> Node:
+        """Integers times scales, in the form that the plugin fuses into a matrix product."""
+        self.kept.append(quantized)
+        (rows, columns), groups = quantized.shape, quantized.scale.shape[1]
+        grouped = groups > 1
+        sizes = [rows, groups, columns // groups] if grouped else [rows, columns]
+        kind = ov.Type.i8 if quantized.num_bits == 8 else ov.Type.i4
+        integers = Constant(ov.Tensor(quantized.data, sizes, kind), shared_memory=True)
+        integers.set_friendly_name(f"{prefix}.weight")
+        scale = Constant(quantized.scale.reshape([*sizes[:-1], 1]), shared_memory=True)
+        scale.set_friendly_name(f"{prefix}.weight_scale")
+        weight = ops.multiply(ops.convert(integers, ov.Type.f32), scale)
+        return ops.reshape(weight, _i64([rows, columns]), False) if grouped else weight
 
     def _norm(self, hidden: Node, prefix: str) -> Node:
         square = ops.power(hidden, _f32(2.0))
@@ -217,10 +226,6 @@ def _activate(values: Node, name: str) -> Node:
     if name == "relu":
         return ops.relu(values)
     return ops.gelu(values, "ERF" if name == "gelu" else "TANH")
-
-
-def _has_int8(weights: Checkpoint, prefix: str) -> bool:
-    return f"{prefix}.weight_scale" in weights
 
 
 def _constant(stored: StoredTensor) -> Node:

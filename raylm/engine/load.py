@@ -21,7 +21,7 @@ ENGINES = Registry(
     "engine",
     {
         "openvino": "raylm.engine.openvino:load_openvino",
-        "torch": "raylm.engine.torch:load_torch",
+        "torch": "raylm.engine.torch.load:load_torch",
     },
 )
 """Each name stands for a `Loader`."""
@@ -46,7 +46,8 @@ def load(model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
     """Start the engine that `config.kind` names, or the fastest that can run the model.
 
     `digest` names the model's content; derived files are kept at `cache_root/<digest>/`.
-    `auto` is openvino where its converter covers the model, torch otherwise.
+    `auto` is openvino where its converter covers the model, torch otherwise: for other decoders,
+    and for all encoders and encoder-decoders.
 
     Raises:
         ConfigError: there is no engine of that name, or it cannot do what the config asks.
@@ -72,6 +73,8 @@ def why_not_openvino(model_dir: Path) -> str | None:
     if find_spec("openvino") is None:
         return "the package openvino is not installed"
     config = read_config(model_dir)
+    if (model_dir / "modules.json").is_file():
+        return "modules.json says that the model is for embeddings"
     try:
         parse_decoder(config)
         check_quantization(config)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
 from raylm.config.engine import EngineConfig
-from raylm.engine.admission import check_request
+from raylm.engine.admission import admitted, check_request
 from raylm.engine.answer import Answer
+from raylm.engine.encode import (
+    Classification,
+    ClassifyRequest,
+    Embedding,
+    EmbedRequest,
+    Encoded,
+)
+from raylm.engine.grammar import Grammars, has_grammars
+from raylm.engine.job import EncodeJob
 from raylm.engine.loop import StepLoop
 from raylm.engine.protocol import Capabilities, Chunk, Request, Stats
 from raylm.engine.runner import Runner
@@ -26,15 +37,28 @@ class LocalEngine:
         config: EngineConfig,
     ) -> None:
         self._tokenizer = tokenizer
+        self._grammars: Grammars | None = None
+        if "generate" in capabilities.features and has_grammars():
+            features = capabilities.features | {"grammar"}
+            capabilities = replace(capabilities, features=features)
+            self._grammars = Grammars(tokenizer, capabilities)
         self._capabilities = capabilities
         self._loop = StepLoop(
-            runner, max_batch_size=config.max_batch_size, max_waiting=config.max_waiting
+            runner,
+            max_batch_size=config.max_batch_size,
+            max_waiting=config.max_waiting,
+            step_timeout_s=config.step_timeout_s,
         )
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
         """Stream an answer; see `Engine.generate`."""
         check_request(request, self._capabilities)
-        answer = Answer(request, self._tokenizer, self._capabilities)
+        grammar, matcher = request.sampling.grammar, None
+        if grammar is not None:
+            assert self._grammars is not None, "admission lets no such request pass"
+            self._loop.health()
+            matcher = await self._grammars.matcher(grammar, request.emitted_ids)
+        answer = Answer(request, self._tokenizer, self._capabilities, matcher)
         last = answer.ended()
         if last is not None:
             yield last
@@ -44,13 +68,40 @@ class LocalEngine:
         try:
             while not done:
                 item = await ticket.queue.get()
-                done = isinstance(item, RaylmError) or item.finish_reason is not None
+                done = not isinstance(item, Chunk) or item.finish_reason is not None
                 if isinstance(item, RaylmError):
                     raise item
+                assert isinstance(item, Chunk)
+                if done and answer.failure is not None:
+                    raise answer.failure
                 yield item
         finally:
             if not done:
                 self._loop.cancel(request.id)
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """A text as a vector."""
+        found = await self._encode(EncodeJob(admitted(request, self._capabilities)))
+        assert isinstance(found, Embedding)
+        return found
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        """The probability of each class for a text."""
+        found = await self._encode(EncodeJob(admitted(request, self._capabilities)))
+        assert isinstance(found, Classification)
+        return found
+
+    async def _encode(self, job: EncodeJob) -> Encoded:
+        ticket = self._loop.submit(job)
+        try:
+            item = await ticket.queue.get()
+        except asyncio.CancelledError:
+            self._loop.cancel(job.id)
+            raise
+        if isinstance(item, RaylmError):
+            raise item
+        assert not isinstance(item, Chunk)
+        return item
 
     def cancel(self, request_id: str) -> None:
         """End a request; its slot is free within one step."""
@@ -70,4 +121,6 @@ class LocalEngine:
 
     def close(self) -> None:
         """Stop the engine; what is running ends as cancelled."""
+        if self._grammars is not None:
+            self._grammars.close()
         self._loop.close()

@@ -13,25 +13,26 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from raylm.engine.answer import Answer
+from raylm.engine.encode import Encoded
+from raylm.engine.job import Job
 from raylm.engine.protocol import Chunk, Stats
-from raylm.engine.runner import Runner
+from raylm.engine.runner import Runner, step_error
+from raylm.engine.watchdog import Watchdog
 from raylm.errors import RaylmError, RequestError
 
 log = logging.getLogger(__name__)
 
-_MAX_FAILED_STEPS = 3  # in a row; then the engine is taken to be broken
-_STALLED_AFTER_S = 60.0  # a single step never takes that long
+_MAX_FAILED_STEPS = 3  # without a result in between; then the engine is taken to be broken
 _JOIN_S = 30.0
 
-Item = Chunk | RaylmError
+Item = Chunk | Encoded | RaylmError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
-    """Where the chunks of one request are put: a queue that belongs to an event loop."""
+    """Where the results of one request are put: a queue that belongs to an event loop."""
 
-    answer: Answer
+    job: Job
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Item]
 
@@ -39,7 +40,9 @@ class Ticket:
 class StepLoop:
     """Drives a runner from one thread of its own, which starts at once."""
 
-    def __init__(self, runner: Runner, *, max_batch_size: int, max_waiting: int) -> None:
+    def __init__(
+        self, runner: Runner, *, max_batch_size: int, max_waiting: int, step_timeout_s: float
+    ) -> None:
         self._runner = runner
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
@@ -51,31 +54,31 @@ class StepLoop:
         self._closing = False
         self._fatal: RaylmError | None = None
         self._num_failed_steps = 0
-        self._step_began: float | None = None
+        self._watchdog = Watchdog(step_timeout_s, self._give_up)
         self._seconds_per_answer = _Pace()
         self._prompt_tokens = self._generated_tokens = self._steps = self._cancelled = 0
         self._thread = threading.Thread(target=self._run, name="raylm-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, answer: Answer) -> Ticket:
-        """Queue an answer; call from the event loop that will read its ticket.
+    def submit(self, job: Job) -> Ticket:
+        """Queue a job; call from the event loop that will read its ticket.
 
         Raises:
             RequestError: the queue is full (503), or the id is taken.
             RaylmError: the engine has failed or is closed.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(answer, loop, asyncio.Queue())
+        ticket = Ticket(job, loop, asyncio.Queue())
         with self._changed:
             self.health()
-            if answer.id in self._tickets:
+            if job.id in self._tickets:
                 raise RequestError(
-                    f"a request {answer.id!r} is being answered", code="duplicate_id", param="id"
+                    f"a request {job.id!r} is being answered", code="duplicate_id", param="id"
                 )
             self._check_room()
-            self._tickets[answer.id] = ticket
+            self._tickets[job.id] = ticket
             self._arrived.append(ticket)
-            self._prompt_tokens += len(answer.request.prompt_ids)
+            self._prompt_tokens += len(job.request.prompt_ids)
             self._changed.notify()
         return ticket
 
@@ -98,6 +101,10 @@ class StepLoop:
             generated_tokens_total=self._generated_tokens,
             steps_total=self._steps,
             cancelled_total=self._cancelled,
+            prefix_query_tokens_total=runner.num_queried_tokens,
+            prefix_hit_tokens_total=runner.num_found_tokens,
+            guessed_tokens_total=runner.num_guessed_tokens,
+            confirmed_tokens_total=runner.num_confirmed_tokens,
         )
 
     def health(self) -> None:
@@ -110,12 +117,7 @@ class StepLoop:
             raise _copy(self._fatal)
         if self._closing:
             raise RaylmError("the engine is closed", code="engine-closed")
-        began = self._step_began
-        if began is not None and time.monotonic() - began > _STALLED_AFTER_S:
-            raise RaylmError(
-                f"a step of the engine has taken more than {_STALLED_AFTER_S:.0f} s",
-                code="engine-stalled",
-            )
+        self._watchdog.check()
 
     def close(self) -> None:
         """Stop the thread and free the model; what is running ends as cancelled."""
@@ -138,6 +140,15 @@ class StepLoop:
             retry_after_s=round(wait_s, 1),
         )
 
+    def _give_up(self, stall: RaylmError) -> None:
+        """End the requests behind a step that hangs, so that they can be answered elsewhere."""
+        with self._changed:
+            tickets = list(self._tickets.values())
+            # Should the step come to its end after all, nobody waits for them any more.
+            self._to_cancel.extend(self._tickets)
+        log.error("%s; %d requests end", stall.message, len(tickets))
+        self._deliver((ticket, _copy(stall)) for ticket in tickets)
+
     def _run(self) -> None:
         try:
             while self._take_in():
@@ -154,9 +165,10 @@ class StepLoop:
             self._arrived.clear()
             fatal = self._fatal
         self._deliver(
-            (t, _copy(fatal) if fatal is not None else t.answer.close("cancelled")) for t in tickets
+            (t, _copy(fatal) if fatal is not None else t.job.close("cancelled")) for t in tickets
         )
         self._runner.close()
+        self._watchdog.stop()
 
     def _take_in(self) -> bool:
         """Wait for work, queue what arrived, cancel what was cancelled; False is the end."""
@@ -170,18 +182,18 @@ class StepLoop:
             ):
                 self._changed.wait()
             for ticket in self._arrived:
-                self._runner.add(ticket.answer)
+                self._runner.add(ticket.job)
             self._arrived.clear()
             cancelled = [self._tickets.pop(id) for id in self._to_cancel if id in self._tickets]
             self._to_cancel.clear()
             for ticket in cancelled:
-                self._runner.cancel(ticket.answer.id)
+                self._runner.cancel(ticket.job.id)
             self._cancelled += len(cancelled)
-        self._deliver((ticket, ticket.answer.close("cancelled")) for ticket in cancelled)
+        self._deliver((ticket, ticket.job.close("cancelled")) for ticket in cancelled)
         return not self._closing
 
     def _step(self) -> None:
-        self._step_began = time.monotonic()
+        self._watchdog.begin()
         items: list[tuple[str, Item]]
         try:
             result = self._runner.step(time.time())
@@ -189,11 +201,16 @@ class StepLoop:
             log.exception("a step of the engine failed")
             items = list(self._after_failure(error))
         else:
-            self._num_failed_steps = 0
+            broken = [e for _, e in result.failed if not isinstance(e, RequestError)]
+            if result.chunks or result.encoded:
+                self._num_failed_steps = 0
+            elif broken:
+                self._note_failure(broken[0])
             self._generated_tokens += sum(len(chunk.token_ids) for chunk in result.chunks)
             items = [(chunk.request_id, chunk) for chunk in result.chunks]
+            items.extend((encoded.request_id, encoded) for encoded in result.encoded)
             items.extend(result.failed)
-        self._step_began = None
+        self._watchdog.end()
         self._steps += 1
         deliveries = []
         with self._changed:
@@ -202,22 +219,26 @@ class StepLoop:
                 if ticket is None:
                     continue
                 deliveries.append((ticket, item))
-                if isinstance(item, RaylmError) or item.finish_reason is not None:
+                if not isinstance(item, Chunk) or item.finish_reason is not None:
                     del self._tickets[request_id]
                     self._seconds_per_answer.note(time.monotonic())
         self._deliver(deliveries)
 
     def _after_failure(self, error: Exception) -> Iterable[tuple[str, Item]]:
-        self._num_failed_steps += 1
         failed = self._runner.abandon()
+        if failed is None:
+            return
+        self._note_failure(error)
+        for request_id in failed:
+            yield request_id, step_error(error)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._num_failed_steps += 1
         if self._num_failed_steps >= _MAX_FAILED_STEPS:
             self._fatal = RaylmError(
                 f"{self._num_failed_steps} steps in a row failed, the last with: {error}",
                 code="engine-failed",
             )
-        for request_id in failed:
-            code = error.code if isinstance(error, RaylmError) else "engine-step-failed"
-            yield request_id, RaylmError(f"the engine's step failed: {error}", code=code)
 
     def _deliver(self, deliveries: Iterable[tuple[Ticket, Item]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Item]]] = {}
@@ -228,7 +249,7 @@ class StepLoop:
                 loop.call_soon_threadsafe(_put, batch)
             except RuntimeError:  # that event loop is closed: nobody listens any more
                 for ticket, _ in batch:
-                    self.cancel(ticket.answer.id)
+                    self.cancel(ticket.job.id)
 
 
 class _Pace:

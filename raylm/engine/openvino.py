@@ -15,17 +15,21 @@ from tokenizers import Tokenizer
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.answer import Answer
+from raylm.engine.batch import token_batch
 from raylm.engine.blocks import BlockManager
 from raylm.engine.convert import ensure_ir, is_complete
+from raylm.engine.guess import look_up
+from raylm.engine.job import Job
 from raylm.engine.local import LocalEngine
-from raylm.engine.paged_model import PagedModel, TokenBatch, load_paged_model
+from raylm.engine.paged_model import PagedModel, load_paged_model
 from raylm.engine.processor import choose_precision, processor_flags
-from raylm.engine.protocol import Capabilities
-from raylm.engine.runner import StepResult, deadline_error
-from raylm.engine.sampler import sample
+from raylm.engine.protocol import Capabilities, Chunk
+from raylm.engine.runner import StepResult, deadline_error, joined, taken
+from raylm.engine.sampler import Floats, sample
 from raylm.engine.scheduler import Scheduler, Slice, Step
 from raylm.engine.sequence import Sequence, new_sequence
-from raylm.errors import ModelError
+from raylm.engine.suspects import Suspects
+from raylm.errors import ModelError, RaylmError
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +39,20 @@ class PagedRunner:
 
     def __init__(self, model: PagedModel, config: EngineConfig) -> None:
         self._model = model
-        self._blocks = BlockManager(model.num_blocks, model.block_size)
+        self._blocks = BlockManager(
+            model.num_blocks, model.block_size, prefix_cache=config.prefix_cache
+        )
         self._scheduler = Scheduler(
             self._blocks,
             max_batch_size=config.max_batch_size,
             max_batch_tokens=config.max_batch_tokens,
         )
+        self._speculation = config.speculation
+        self.num_guessed_tokens = 0
+        self.num_confirmed_tokens = 0
+        self._suspects = Suspects()
         self._answers: dict[str, tuple[Sequence, Answer]] = {}
-        self._in_step: list[str] = []
+        self._in_step: list[Sequence] = []
 
     @property
     def num_running(self) -> int:
@@ -69,11 +79,27 @@ class PagedRunner:
         """Sequences that gave their blocks back and were computed anew, so far."""
         return self._scheduler.num_preempted
 
-    def add(self, answer: Answer) -> None:
+    @property
+    def num_queried_tokens(self) -> int:
+        """Tokens of all sequences when they were first admitted."""
+        return self._scheduler.num_queried_tokens
+
+    @property
+    def num_found_tokens(self) -> int:
+        """Those of them that were in the cache already."""
+        return self._scheduler.num_found_tokens
+
+    def add(self, job: Job) -> None:
         """Queue an answer."""
-        request = answer.request
+        assert isinstance(job, Answer), "the engine only generates"
+        answer, request = job, job.request
         sequence = new_sequence(
-            answer.id, answer.token_ids, priority=request.priority, deadline_s=request.deadline_s
+            answer.id,
+            answer.token_ids,
+            priority=request.priority,
+            deadline_s=request.deadline_s,
+            salt=request.cache_salt,
+            num_scored=answer.num_scored,
         )
         self._answers[answer.id] = (sequence, answer)
         self._scheduler.add(sequence)
@@ -82,65 +108,143 @@ class PagedRunner:
         """Forget an answer and free its blocks."""
         sequence, _ = self._answers.pop(request_id)
         self._scheduler.cancel(sequence)
+        self._suspects.acquit([sequence])
 
     def step(self, now_s: float) -> StepResult:
         """Compute one step and sample from it."""
         self._in_step = []
-        step = self._scheduler.schedule(now_s)
-        self._in_step = [part.sequence.id for part in step.slices]
-        failed = [(late.id, deadline_error(late.id)) for late in step.expired]
-        for request_id, _ in failed:
-            del self._answers[request_id]
+        step = self._scheduler.schedule(now_s, self._suspects.group)
+        if step.expired:  # told before a step can fail
+            for late in step.expired:
+                self.cancel(late.id)
+            return StepResult(failed=[(late.id, deadline_error(late.id)) for late in step.expired])
         if not step.slices:
-            return StepResult(failed=failed)
-        logits = self._model.forward(token_batch(step, self._model.block_size))
+            return StepResult()
+        self._in_step = [part.sequence for part in step.slices]
+        step = self._speculate(step)
+        logits = self._score(step, self._model.forward(token_batch(step, self._model.block_size)))
         self._scheduler.advance(step)
-        drawing = [self._answers[part.sequence.id] for part in step.slices if part.samples]
-        drawn = sample(logits, [answer.row() for _, answer in drawing])
-        chunks = []
-        for (sequence, answer), sampled in zip(drawing, drawn, strict=True):
-            chunk = answer.take(sampled)
-            chunks.append(chunk)
-            sequence.token_ids.append(sampled.token_id)
-            if chunk.finish_reason is not None:
-                self._scheduler.finish(sequence)
-                del self._answers[answer.id]
-        return StepResult(chunks, failed)
+        drawing = [part for part in step.slices if part.samples]
+        for part in drawing:
+            self._open(part.sequence)
+        result = StepResult()
+        for part, items in zip(drawing, self._draw(drawing, logits), strict=True):
+            self._tell(part, items, result)
+        return result
 
-    def abandon(self) -> list[str]:
-        """Forget the answers of the step that raised."""
-        lost = [request_id for request_id in self._in_step if request_id in self._answers]
-        for request_id in lost:
-            self.cancel(request_id)
-        return lost
+    def abandon(self) -> list[str] | None:
+        """Compute the sequences of the step that raised anew, apart, until the culprit is known.
+
+        Nothing of that step was emitted, and whatever it wrote is not used again.
+        """
+        suspects = [sequence for sequence in self._in_step if sequence.id in self._answers]
+        if not suspects:
+            return []
+        self._distrust(suspects)
+        culprit = self._suspects.accuse(suspects)
+        if culprit is None:
+            return None
+        self.cancel(culprit.id)
+        return [culprit.id]
 
     def close(self) -> None:
         """Free the model and its cache."""
         self._model.close()
 
+    def _distrust(self, sequences: list[Sequence]) -> None:
+        unused = [block for s in sequences for block in self._scheduler.distrust(s)]
+        self._model.scrub(unused)
 
-def token_batch(step: Step, block_size: int) -> TokenBatch:
-    """The arrays of one step, in the order of its slices."""
-    parts = step.slices
-    counts = np.array([part.count for part in parts], np.int32)
-    past = np.array([part.start for part in parts], np.int32)
-    ends = np.cumsum(counts, dtype=np.int32)
-    num_blocks = -(-(past + counts) // block_size)
-    return TokenBatch(
-        token_ids=np.concatenate([_token_ids(part) for part in parts]),
-        position_ids=np.arange(ends[-1]) + np.repeat(past - (ends - counts), counts),
-        past_lens=past,
-        subsequence_begins=_begins(counts),
-        block_indices=np.concatenate(
-            [
-                np.frombuffer(part.sequence.blocks, np.int32, count)
-                for part, count in zip(parts, num_blocks, strict=True)
-            ]
-        ),
-        block_indices_begins=_begins(num_blocks),
-        max_context_len=int((past + counts).max()),
-        rows=(ends - 1)[[part.samples for part in parts]].astype(np.int64),
-    )
+    def _open(self, sequence: Sequence) -> None:
+        """What an answer's first chunk tells of its prompt; were it preempted, that is past."""
+        _, answer = self._answers[sequence.id]
+        if answer.num_emitted == len(answer.request.emitted_ids):
+            answer.num_cached_tokens = min(sequence.num_found or 0, len(answer.request.prompt_ids))
+            sequence.num_scored = 0
+
+    def _speculate(self, step: Step) -> Step:
+        settings = self._speculation
+        if settings is None:
+            return step
+
+        def guess(sequence: Sequence) -> list[int]:
+            _, answer = self._answers[sequence.id]
+            num_left = answer.max_tokens - answer.num_emitted
+            return look_up(sequence.token_ids, settings)[: num_left - 1]
+
+        return self._scheduler.speculate(step, guess)
+
+    def _draw(self, drawing: list[Slice], logits: Floats) -> list[list[Chunk | RaylmError]]:
+        """What each sequence comes to, from its logits: one token more than guesses were right.
+
+        A guess is right if it is the token that is drawn at its place, from logits and position
+        alone: the text is that without guesses, greedy or seeded.
+        """
+        items: list[list[Chunk | RaylmError]] = [[] for _ in drawing]
+        begins = np.cumsum([0, *(1 + len(part.guessed) for part in drawing)])
+        going, depth = list(range(len(drawing))), 0
+        while going:
+            answers = [self._answers[drawing[index].sequence.id][1] for index in going]
+            rows = begins[going] + depth
+            wanted = logits if len(rows) == len(logits) else logits[rows]
+            try:
+                drawn = sample(wanted, [answer.row() for answer in answers])
+            except Exception:
+                if depth == 0:
+                    raise
+                # Some tokens are taken, so this step stands; the next one meets the error again.
+                log.exception("sampling failed behind a guessed token")
+                break
+            for index, answer, sampled in zip(going, answers, drawn, strict=True):
+                items[index].append(taken(answer, sampled))
+            going = [index for index in going if _goes_on(items[index][-1], drawing[index], depth)]
+            depth += 1
+        return items
+
+    def _tell(self, part: Slice, items: list[Chunk | RaylmError], result: StepResult) -> None:
+        """Note a sequence's tokens, and put its chunk, or its error, into the result."""
+        sequence = part.sequence
+        _, answer = self._answers[sequence.id]
+        self._suspects.acquit([sequence])
+        chunks = [item for item in items if isinstance(item, Chunk)]
+        if chunks:
+            chunk = joined(chunks)
+            result.chunks.append(chunk)
+            sequence.token_ids.extend(chunk.token_ids)
+            self.num_guessed_tokens += len(part.guessed)
+            self.num_confirmed_tokens += len(chunks) - 1
+            if chunk.finish_reason is not None:
+                self._scheduler.finish(sequence)
+                del self._answers[answer.id]
+                return
+            self._scheduler.confirm(sequence, len(chunks) - 1)
+        if isinstance(items[-1], RaylmError):
+            result.failed.append((answer.id, items[-1]))
+            self._distrust([sequence])
+            self.cancel(answer.id)
+
+    def _score(self, step: Step, logits: Floats) -> Floats:
+        """Take the rows of prompts that are scored; what is left are the rows to sample from."""
+        if not any(part.scores for part in step.slices):
+            return logits
+        sampled: list[int] = []
+        row = 0
+        for part in step.slices:
+            if part.scores:
+                _, answer = self._answers[part.sequence.id]
+                answer.score(part.start, logits[row : row + part.count])
+                row += part.count - part.samples
+            if part.samples:
+                sampled.extend(range(row, row + 1 + len(part.guessed)))
+                row += 1 + len(part.guessed)
+        return logits[sampled]
+
+
+def _goes_on(item: Chunk | RaylmError, part: Slice, depth: int) -> bool:
+    """Whether a sequence's next row of logits is of the token it has just got."""
+    if isinstance(item, RaylmError) or item.finish_reason is not None or depth == len(part.guessed):
+        return False
+    return item.token_ids[0] == part.guessed[depth]
 
 
 def load_openvino(
@@ -176,21 +280,8 @@ def open_ir(ir_dir: Path, config: EngineConfig) -> LocalEngine:
         max_context_tokens=min(limit, config.max_context_tokens or limit),
         vocab_size=facts["vocab_size"],
         eos_token_ids=tuple(facts["eos_token_ids"]),
-        features=frozenset({"generate", "logprobs", "continue", "cancel"}),
+        features=frozenset({"generate", "logprobs", "prompt_logprobs", "continue", "cancel"}),
         weights=facts["weights"],
     )
     tokenizer = Tokenizer.from_file(str(ir_dir / "tokenizer.json"))
     return LocalEngine(PagedRunner(model, config), tokenizer, capabilities, config)
-
-
-def _token_ids(part: Slice) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    # Eight bytes a token; the copy made from this view lets the array grow again.
-    return np.frombuffer(part.sequence.token_ids, np.int64, part.count, 8 * part.start)
-
-
-def _begins(
-    counts: np.ndarray[tuple[int], np.dtype[np.int32]],
-) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    begins = np.zeros(len(counts) + 1, np.int32)
-    np.cumsum(counts, out=begins[1:])
-    return begins

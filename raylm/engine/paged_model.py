@@ -77,6 +77,11 @@ class PagedModel:
         logits: NDArray[np.float32] = request.get_output_tensor().data
         return logits[:, 0]
 
+    def scrub(self, blocks: list[int]) -> None:
+        """Zero blocks: NaNs left in them would pass through a masked product to their next user."""
+        for cache in self._caches:
+            cache.data[blocks] = 0
+
     def close(self) -> None:
         """Drop the model and the cache's memory."""
         del self._request

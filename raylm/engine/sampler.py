@@ -58,6 +58,20 @@ class Penalties:
         return logits
 
 
+class Bias:
+    """What one answer adds to the logits of some tokens."""
+
+    def __init__(self, logit_bias: Sequence[tuple[int, float]]) -> None:
+        self._ids = np.array([token_id for token_id, _ in logit_bias], np.intp)
+        self._values = np.array([value for _, value in logit_bias], np.float32)
+
+    def apply(self, logits: Floats) -> Floats:
+        """New logits [vocab]."""
+        logits = logits.copy()
+        logits[self._ids] += self._values
+        return logits
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """How to choose from one row; `position` is the index of the token within the answer."""
@@ -66,6 +80,11 @@ class Row:
     position: int
     penalties: Penalties | None = None
     """None where no penalty is set."""
+    bias: Bias | None = None
+    banned_ids: tuple[int, ...] = ()
+    """End tokens, where the answer may not end yet."""
+    allowed: NDArray[np.bool_] | None = None
+    """[vocab]: what the answer's grammar allows next; None is everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +95,19 @@ class Sampled:
     logprob: TokenLogprob | None = None
 
 
-def sample(logits: Floats, rows: Sequence[Row]) -> list[Sampled]:
+def sample(logits: Floats, rows: Sequence[Row]) -> list[Sampled | RaylmError]:
     """Choose one token for each row of `logits` [rows, vocab].
 
-    Logprobs are those of the model itself, before penalties, temperature, top_k and top_p.
-
-    Raises:
-        RaylmError: a row's maximum is not a number (`non-finite-logits`).
+    Logprobs are those of the model itself, before bias, penalties, grammar, temperature, min_p,
+    top_k and top_p. A row whose maximum is not a number gives an error (`non-finite-logits`)
+    instead of a token; the others do not suffer from it.
     """
     likeliest = logits.argmax(axis=1)
-    top = np.take_along_axis(logits, likeliest[:, None], axis=1)
-    if not np.isfinite(top).all():
-        raise RaylmError(
-            "the model's logits are not finite",
-            code="non-finite-logits",
-            hint="its weights or its arithmetic overflow; try engine.precision=f32",
-        )
+    finite = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
     return [
         _finish(logits[index], row, _choose(logits[index], int(likeliest[index]), row))
+        if finite[index]
+        else _not_finite()
         for index, row in enumerate(rows)
     ]
 
@@ -105,16 +119,26 @@ def uniform(seed: int, position: int) -> float:
     return (word >> 11) * 2.0**-53
 
 
+def _not_finite() -> RaylmError:
+    return RaylmError(
+        "the model's logits are not finite",
+        code="non-finite-logits",
+        hint="its weights or its arithmetic overflow; try engine.precision=f32",
+    )
+
+
 def _choose(logits: Floats, likeliest: int, row: Row) -> int:
     sampling = row.sampling
-    if row.penalties is not None:
-        logits = row.penalties.apply(logits, sampling)
-        likeliest = int(logits.argmax())
+    steered = _steer(logits, row)
+    if steered is not logits:
+        logits, likeliest = steered, int(steered.argmax())
     if sampling.temperature == 0.0 or sampling.top_k == 1:
         return likeliest
     # Seen from the maximum, the exponentials stay within [0, 1] at any temperature.
     with np.errstate(over="ignore"):
         scaled = (logits - logits[likeliest]).astype(np.float32) / np.float32(sampling.temperature)
+    if sampling.min_p > 0.0:
+        scaled[scaled < np.log(np.float32(sampling.min_p))] = -np.inf
     tokens = _top_k(scaled, sampling.top_k)
     weights = np.exp(scaled if tokens is None else scaled[tokens])
     if sampling.top_p < 1.0:
@@ -123,6 +147,25 @@ def _choose(logits: Floats, likeliest: int, row: Row) -> int:
         weights = weights[nucleus]
     drawn = _draw(weights, uniform(sampling.seed, row.position))
     return drawn if tokens is None else int(tokens[drawn])
+
+
+def _steer(logits: Floats, row: Row) -> Floats:
+    """Logits [vocab] with all that the row changes about them; the same array if nothing.
+
+    The grammar comes last and keeps what it allows above what it does not, however small it
+    has become: an answer that has one way to go on takes it.
+    """
+    if row.bias is not None:
+        logits = row.bias.apply(logits)
+    if row.penalties is not None:
+        logits = row.penalties.apply(logits, row.sampling)
+    if row.banned_ids:
+        logits = logits.copy()
+        logits[list(row.banned_ids)] = -np.inf
+    if row.allowed is not None:
+        lowest = np.finfo(logits.dtype).min
+        logits = np.where(row.allowed, np.maximum(logits, lowest), -np.inf)
+    return logits
 
 
 def _top_k(scaled: Floats, top_k: int) -> NDArray[np.intp] | None:

@@ -3,16 +3,22 @@
 Every step takes one token of each sequence that is decoding and fills what is left of the
 token budget with prompts, cut in chunks where they do not fit (Orca, OSDI 2022; chunked
 prefill, arXiv:2308.16369). When blocks run out, the sequence that came last gives its blocks
-back and is computed anew, prompt and emitted tokens, once there is room.
+back and is computed anew, prompt and emitted tokens, once there is room. A newcomer of higher
+priority goes before the prompts of lower ones, and takes their places and blocks if it must.
 """
 
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 
 from raylm.engine.blocks import BlockManager
 from raylm.engine.sequence import Sequence
+
+MAX_SCORED_ROWS = 256
+"""Prompt tokens in one step whose logits are all computed: a vocabulary of 128k makes that
+many rows 128 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,23 @@ class Slice:
     sequence: Sequence
     start: int
     count: int
+    guessed: tuple[int, ...] = ()
+    """Tokens that may come next, computed with the others to find out."""
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that the model computes."""
+        return self.count + len(self.guessed)
 
     @property
     def samples(self) -> bool:
         """Whether the last of them is the sequence's last, so that a token is drawn."""
         return self.start + self.count == len(self.sequence.token_ids)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the logits of all of them are wanted."""
+        return self.start < self.sequence.num_scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +55,46 @@ class Step:
     expired: list[Sequence]
 
 
+@dataclass(slots=True)
+class _Draft:
+    """A step in the making: what is left of its budgets, and the slices by sequence."""
+
+    num_tokens: int
+    num_scored: int = MAX_SCORED_ROWS
+    slices: dict[str, Slice] = field(default_factory=dict)
+
+    def add(self, sequence: Sequence) -> None:
+        """As many of the sequence's tokens as the budgets allow; it may be none."""
+        count = min(sequence.num_pending, self.num_tokens)
+        if sequence.num_cached < sequence.num_scored:
+            count = min(count, self.num_scored)
+            self.num_scored -= count
+        if count:
+            self.num_tokens -= count
+            self.slices[sequence.id] = Slice(sequence, sequence.num_cached, count)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Without this sequence after all."""
+        part = self.slices.pop(sequence.id, None)
+        if part is not None:
+            self.num_tokens += part.count
+            self.num_scored += part.count if part.scores else 0
+
+
 class Scheduler:
     """Waiting and running sequences; `schedule` then `advance`, once a step."""
 
     def __init__(self, blocks: BlockManager, *, max_batch_size: int, max_batch_tokens: int) -> None:
         self.blocks = blocks
-        # Every running sequence must be able to decode in every step.
-        self.max_batch_size = min(max_batch_size, max_batch_tokens)
+        # Every running sequence must be able to decode in every step, and a newcomer of higher
+        # priority to find a token left.
+        self.max_batch_size = min(max_batch_size, max_batch_tokens - 1)
         self.max_batch_tokens = max_batch_tokens
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
         self.num_preempted = 0
+        self.num_queried_tokens = 0
+        self.num_found_tokens = 0
         self._num_arrived = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -56,32 +103,64 @@ class Scheduler:
         self._num_arrived += 1
         bisect.insort(self.waiting, sequence, key=_rank)
 
-    def schedule(self, now_s: float) -> Step:
-        """Choose the next step's tokens; `now_s` is Unix time, against the deadlines."""
+    def schedule(self, now_s: float, only: Collection[Sequence] = ()) -> Step:
+        """Choose the next step's tokens; `now_s` is Unix time, against the deadlines.
+
+        With `only`, all others wait, and what they hold can be had.
+        """
         expired = self._drop_expired(now_s)
-        budget = self.max_batch_tokens
-        chosen: dict[str, Slice] = {}
+        draft = _Draft(self.max_batch_tokens)
+        if only:
+            for sequence in [s for s in self.running if s not in only]:
+                self._preempt(sequence, draft)
         # Decoding first, so that a long prompt never holds up those who are being answered.
-        for decoding in (True, False):
-            for sequence in list(self.running):
-                if (sequence.num_pending == 1) is not decoding or budget == 0:
-                    continue
-                if not self._make_room(sequence, chosen):
-                    continue
-                budget -= self._choose(sequence, budget, chosen)
-        while budget and self.waiting and len(self.running) < self.max_batch_size:
-            sequence = self.waiting[0]
-            if not self._admits(sequence):
-                break
-            del self.waiting[0]
-            bisect.insort(self.running, sequence, key=_rank)
-            budget -= self._choose(sequence, budget, chosen)
-        return Step(list(chosen.values()), expired)
+        prompts = []
+        for sequence in list(self.running):
+            if sequence.num_pending > 1:
+                prompts.append(sequence)
+            elif self._make_room(sequence, draft):
+                draft.add(sequence)
+        prompts.reverse()
+        admits = True
+        while draft.num_tokens and (prompts or admits):
+            newcomer = self._next_waiting(only) if admits else None
+            if prompts and (newcomer is None or newcomer.priority <= prompts[-1].priority):
+                prompt = prompts.pop()
+                if self._make_room(prompt, draft):
+                    draft.add(prompt)
+            else:
+                admits = newcomer is not None and self._admit(newcomer, draft)
+        return Step(list(draft.slices.values()), expired)
+
+    def speculate(self, step: Step, guess: Callable[[Sequence], list[int]]) -> Step:
+        """The step with guessed tokens behind each sequence that samples.
+
+        Only what is left of the budget and of the blocks goes to them: nobody waits or gives
+        up anything for a guess.
+        """
+        num_left = self.max_batch_tokens - sum(part.count for part in step.slices)
+        slices = []
+        for part in step.slices:
+            if num_left and part.samples and not part.scores:
+                sequence, guessed = part.sequence, guess(part.sequence)[:num_left]
+                num_tokens = len(sequence.token_ids) + len(guessed)
+                if self.blocks.allocate(sequence, num_tokens, num_spare=len(self.running)):
+                    part = replace(part, guessed=tuple(guessed))
+                    num_left -= len(guessed)
+            slices.append(part)
+        return Step(slices, step.expired)
 
     def advance(self, step: Step) -> None:
         """Note that a step's tokens are in the cache; call before the new ones are appended."""
         for part in step.slices:
-            part.sequence.num_cached = part.start + part.count
+            self._cached_until(part.sequence, part.start + part.count)
+
+    def confirm(self, sequence: Sequence, num_guessed: int) -> None:
+        """Note that so many guessed tokens, which are appended now, are in the cache too.
+
+        What the others left there is overwritten, and is in no block that can be found.
+        """
+        self._cached_until(sequence, sequence.num_cached + num_guessed)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a running sequence and free its blocks."""
@@ -95,13 +174,30 @@ class Scheduler:
                 queue.remove(sequence)
                 self.blocks.free(sequence)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks; it waits at its old rank."""
+    def distrust(self, sequence: Sequence) -> list[int]:
+        """Send a running sequence back to be computed anew, and with it whoever would share.
+
+        Returns the blocks that nobody uses any more.
+        """
+        unused = self.blocks.discard(sequence)
+        self._wait_again(sequence)
+        return unused
+
+    def _cached_until(self, sequence: Sequence, end: int) -> None:
+        begin, sequence.num_cached = sequence.num_cached, end
+        if end // self.blocks.block_size > begin // self.blocks.block_size:
+            self.blocks.publish(sequence, begin, end)
+
+    def _wait_again(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.blocks.free(sequence)
-        sequence.num_cached = 0
-        self.num_preempted += 1
         bisect.insort(self.waiting, sequence, key=_rank)
+
+    def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
+        """Take a running sequence's blocks; it waits at its old rank."""
+        self.blocks.free(sequence)
+        self._wait_again(sequence)
+        draft.drop(sequence)
+        self.num_preempted += 1
 
     def _drop_expired(self, now_s: float) -> list[Sequence]:
         late = [s for s in self.waiting if s.deadline_s is not None and s.deadline_s < now_s]
@@ -109,33 +205,54 @@ class Scheduler:
             self.waiting.remove(sequence)
         return late
 
-    def _admits(self, sequence: Sequence) -> bool:
+    def _next_waiting(self, only: Collection[Sequence]) -> Sequence | None:
+        return next((s for s in self.waiting if not only or s in only), None)
+
+    def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
+        """Let a waiting sequence run, in place of some of lower priority if need be."""
+        if not self._takes_place(sequence):
+            if not self._can_displace(sequence):
+                return False
+            while not self._takes_place(sequence):
+                self._preempt(self.running[-1], draft)
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=_rank)
+        if sequence.num_found is None:
+            sequence.num_found = sequence.num_cached
+            self.num_found_tokens += sequence.num_found
+            self.num_queried_tokens += len(sequence.token_ids)
+        draft.add(sequence)
+        return True
+
+    def _takes_place(self, sequence: Sequence) -> bool:
         """Blocks for all its tokens at once, so that a half-read prompt never waits for them.
 
         One more is left for each that is running: a newcomer would otherwise take the block
         that its elders need next, and be preempted at once.
         """
-        needed = self.blocks.blocks_for(len(sequence.token_ids)) + len(self.running)
-        if needed > self.blocks.num_free and self.running:
+        if len(self.running) >= self.max_batch_size:
             return False
-        return self.blocks.allocate(sequence, len(sequence.token_ids))
+        return self.blocks.admit(sequence, num_spare=len(self.running))
 
-    def _make_room(self, sequence: Sequence, chosen: dict[str, Slice]) -> bool:
+    def _can_displace(self, sequence: Sequence) -> bool:
+        """Whether there is a place once all of lower priority are gone: none goes for nothing."""
+        elders = [s for s in self.running if s.priority >= sequence.priority]
+        if len(elders) == len(self.running):
+            return False
+        needed = self.blocks.blocks_for(len(sequence.token_ids)) + len(elders)
+        in_use = self.blocks.num_used_by(elders)
+        return len(elders) < self.max_batch_size and needed + in_use <= self.blocks.num_blocks
+
+    def _make_room(self, sequence: Sequence, draft: _Draft) -> bool:
         """Blocks for all of a running sequence, from those behind it if need be."""
-        if sequence not in self.running:  # lost its blocks to one before it, in this step
+        if not sequence.blocks:  # lost them to one before it, in this step
             return False
         while not self.blocks.allocate(sequence, len(sequence.token_ids)):
             last = self.running[-1]
-            self.preempt(last)
-            chosen.pop(last.id, None)
+            self._preempt(last, draft)
             if last is sequence:
                 return False
         return True
-
-    def _choose(self, sequence: Sequence, budget: int, chosen: dict[str, Slice]) -> int:
-        count = min(sequence.num_pending, budget)
-        chosen[sequence.id] = Slice(sequence, sequence.num_cached, count)
-        return count
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

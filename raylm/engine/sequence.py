@@ -16,10 +16,18 @@ class Sequence:
     """Prompt and emitted tokens; the sampled ones are appended."""
     priority: int = 0
     deadline_s: float | None = None
+    salt: str = ""
+    """Blocks are shared among sequences of one salt only."""
+    num_scored: int = 0
+    """Leading tokens whose logits are all wanted, so that none may come from the cache."""
     num_cached: int = 0
     """Leading tokens whose keys and values are in the cache."""
+    num_found: int | None = None
+    """Leading tokens that were in the cache already when it was first admitted."""
     blocks: array[int] = field(default_factory=lambda: array("i"))
     """Blocks of the cache, in the order of the tokens."""
+    keys: list[bytes] = field(default_factory=list)
+    """Keys of its full blocks, as far as they were worked out; see `BlockManager`."""
     arrival: int = -1
     """Set by the scheduler; kept through preemption."""
 
@@ -40,6 +48,8 @@ def new_sequence(
     *,
     priority: int = 0,
     deadline_s: float | None = None,
+    salt: str = "",
+    num_scored: int = 0,
 ) -> Sequence:
     """A sequence of which nothing is in the cache yet."""
-    return Sequence(id, array("q", token_ids), priority, deadline_s)
+    return Sequence(id, array("q", token_ids), priority, deadline_s, salt, num_scored)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -55,12 +55,16 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         if dated:
             environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.source = source
         try:
             self._template = environment.from_string(source)
+            names = meta.find_undeclared_variables(environment.parse(source))
         except (TemplateError, RecursionError) as error:
             raise ModelError(
                 f"the chat template cannot be read: {error}", code="chat-template-broken"
             ) from error
+        self.knows_tools = "tools" in names
+        """Whether `tools` have an effect on what is rendered."""
         self._special_tokens = special_tokens
         self._max_chars = max_chars
 
@@ -75,7 +79,11 @@ class ChatTemplate:
         return None if found is None else cls(*found, max_chars=max_chars)
 
     def render(
-        self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        add_generation_prompt: bool = True,
     ) -> str:
         """The prompt for the next answer, or the conversation as it is.
 
@@ -85,7 +93,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {
             "messages": list(messages),
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": list(tools) or None,
             "documents": None,
             **self._special_tokens,
         }

@@ -76,7 +76,7 @@ class EncoderDecoderShape:
     def parameters(self, vocab_size: int) -> dict[str, int]:
         """Trainable parameters of each part."""
         attention = 4 * self.hidden_size * self.num_heads * self.head_size
-        bias = RELATIVE_BUCKETS * self.num_heads
+        bias = self.num_distances // 2
         mlp = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
         return {
             "embedding.tokens": vocab_size * self.hidden_size,
@@ -94,15 +94,30 @@ class EncoderDecoderShape:
         """Trainable parameters, a tied embedding counted once."""
         return sum(self.parameters(vocab_size).values())
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> int:
-        """Floating-point operations to train on one target token and one source token, where
-        both rows hold `seq_len` tokens; counted as a decoder's are.
+    @property
+    def num_distances(self) -> int:
+        """Parameters that are biases for distances, in both stacks."""
+        return 2 * RELATIVE_BUCKETS * self.num_heads
+
+    def flops_per_token(self, vocab_size: int, seq_len: int, source_len: int | None = None) -> int:
+        """Floating-point operations to train on one target token and its share of the source;
+        counted as a decoder's are.
+
+        Args:
+            seq_len: tokens of a row of targets.
+            source_len: tokens of a row of sources; None is as many.
         """
+        source_len = source_len or seq_len
+        parts = self.parameters(vocab_size)
+        # Keys and values of the attention to the encoder are made of the source.
+        of_source = parts["encoder.attention"] + parts["encoder.mlp"] + parts["encoder.norms"]
+        of_source += parts["decoder.cross_attention"] // 2 - self.num_distances // 2
         embedding_only = 0 if self.tie_embeddings else vocab_size * self.hidden_size
-        biases = 2 * RELATIVE_BUCKETS * self.num_heads
-        multiplied = self.num_parameters(vocab_size) - embedding_only - biases
-        attentions = self.num_layers + 2 * self.num_decoder_layers
-        return 6 * multiplied + 12 * attentions * self.num_heads * self.head_size * seq_len
+        multiplied = sum(parts.values()) - embedding_only - self.num_distances
+        pairs = self.num_layers * source_len**2
+        pairs += self.num_decoder_layers * seq_len * (seq_len + source_len)
+        row = 6 * (of_source * source_len + (multiplied - of_source) * seq_len)
+        return (row + 12 * pairs * self.num_heads * self.head_size) // seq_len
 
 
 @dataclass(frozen=True, slots=True)

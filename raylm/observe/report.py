@@ -1,86 +1,62 @@
-"""The page of a run: loss curve, figures with their intervals, what compression cost."""
+"""The page of a run: its curves, figures with their intervals, what compression cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from raylm.artifact import write_atomic
-from raylm.observe.chart import Series, line_chart
+from raylm.observe.difference import restarts
+from raylm.observe.history import History
+from raylm.observe.page import render
+from raylm.observe.plots import plots
 
 REPORT = "report.html"
-_SMOOTH = 20
 
 
-def write_report(
-    folder: Path,
-    *,
-    run_id: str,
-    stages: Sequence[Mapping[str, Any]],
-    metrics: Sequence[Mapping[str, Any]],
-) -> Path:
-    """Write report.html into a run's folder.
-
-    Args:
-        stages: as in run.json: stage, state, ref, seconds, metrics.
-        metrics: lines of metrics.jsonl.
-    """
-    from jinja2 import Environment, StrictUndefined
+def write_report(folder: Path, run: History) -> Path:
+    """Write report.html into a run's folder: one file that loads nothing."""
     from markupsafe import Markup
 
-    text = (resources.files("raylm.observe") / "report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters["number"] = number
-    by_name = {stage["stage"]: stage for stage in stages}
-    page = environment.from_string(text).render(
-        run_id=run_id,
-        stages=stages,
-        data=_metrics_of(by_name, "data"),
-        train=_metrics_of(by_name, "train"),
-        evaluation=_metrics_of(by_name, "evaluate"),
-        compression=_metrics_of(by_name, "compress"),
-        curve=Markup(_loss_curve(metrics)),
-    )
+    drawn = [(plot.title, Markup(plot.svg)) for plot in plots(run)]
+    values = {
+        "run_id": run.id,
+        "state": run.state,
+        "error": run.record.get("error"),
+        "stages": list(run.stages.values()),
+        "data": _metrics_of(run, "data"),
+        "train": _training(run),
+        "evaluation": _metrics_of(run, "evaluate"),
+        "compression": _metrics_of(run, "compress"),
+        "curve": drawn[0][1] if drawn else None,
+        "plots": drawn[1:],
+        "skips": run.skips,
+    }
+    page = render("raylm.observe", "report.html.jinja", values)
     path = folder / REPORT
     write_atomic(path, page)
     return path
 
 
-def number(value: object) -> str:
-    """A figure for people: four significant digits, thousands apart."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+def _training(run: History) -> dict[str, Any] | None:
+    """What the training came to, from its last step: that of a killed run is there as well."""
+    if not run.steps:
+        return None
+    last = run.steps[-1]
+    found = {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "seconds of steps": last["elapsed_s"],
+        "tokens/s": last["tokens_per_s"],
+        "restarts": restarts(run.lines),
+        "skipped windows": len(run.skips),
+    }
+    if "mfu" in last:
+        found["MFU, last steps"] = "unknown" if last["mfu"] is None else f"{last['mfu']:.1%}"
+        found["memory of the fullest worker, peak, MiB"] = last["max_memory_peak_bytes"] // 2**20
+    return found
 
 
-def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each point's mean with those up to `_SMOOTH` before it."""
-    return [
-        (x, sum(y for _, y in points[max(0, i - _SMOOTH + 1) : i + 1]) / min(i + 1, _SMOOTH))
-        for i, (x, _) in enumerate(points)
-    ]
-
-
-def _metrics_of(by_name: Mapping[str, Mapping[str, Any]], stage: str) -> Mapping[str, Any] | None:
-    found = by_name.get(stage)
-    return found["metrics"] if found and found["metrics"] else None
-
-
-def _loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str:
-    trained = [(line["step"], line["loss"]) for line in metrics if "loss" in line]
-    held_out = [
-        (line["step"], line["held_out_loss"]) for line in metrics if "held_out_loss" in line
-    ]
-    return line_chart(
-        [
-            Series("training, each step", trained),
-            Series(f"training, mean of {_SMOOTH} steps", smoothed(trained)),
-            Series("held out", held_out, dots=True),
-        ],
-        x_label="optimizer step",
-        y_label="loss, nats per token",
-    )
+def _metrics_of(run: History, stage: str) -> dict[str, Any] | None:
+    found = run.stages.get(stage)
+    return found["metrics"] if found and found.get("metrics") else None

@@ -23,14 +23,15 @@ from raylm.config.engine import EngineConfig
 from raylm.config.serve import ServeConfig
 from raylm.errors import HostError
 from raylm.progress import Report, Tick, silent
-from raylm.serve.auth import keys_for
-from raylm.serve.build import APP, GATEWAY, build_application, engine_name
+from raylm.serve.auth import key_file, keys_for
+from raylm.serve.build import APP, GATEWAY, build_application, engine_name, shared
 from raylm.serve.catalog import ServedModel, check_names
 from raylm.serve.prepare import prepare
 from raylm.serve.room import cpus_by_node, num_threads, wait_room
 from raylm.serve.startup import AppState, DeploymentState, wait_answering, wait_running
 
 DRAIN_POLL_S = 0.1
+GONE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,15 @@ def deploy(
     *,
     cache_root: Path,
     base_dir: Path | None = None,
+    store_keys: Path | None = None,
     report: Report = silent,
 ) -> Endpoint:
     """Serve models, and return when they answer.
 
     Deployed again, what changed is replaced replica by replica, and a failure leaves the old.
-    `cache_root` is `<store>/engine`; a relative `api_keys` starts from `base_dir` (the working
-    folder).
+    `cache_root` is `<store>/engine`, beside which batches lie; a relative `api_keys` starts from
+    `base_dir` (the working folder); `store_keys` is the key store that is used when `api_keys` is
+    not set.
 
     Raises:
         ConfigError: keys are missing or exposed, or two models share a name; before anything
@@ -77,7 +80,8 @@ def deploy(
     """
     deadline_s = time.monotonic() + config.start_timeout_s
     check_names(models)
-    hashes = keys_for(config, base_dir or Path.cwd())
+    path = key_file(config, base_dir or Path.cwd(), store_keys)
+    keys = keys_for(config, path)
     prepare(models, engine, cache_root=cache_root, report=report)
     wait_room(models, config, is_running=APP in serve.status().applications)
     is_new = APP not in serve.status().applications
@@ -88,12 +92,14 @@ def deploy(
         config,
         engine,
         cache_root=cache_root,
-        key_hashes=hashes,
+        keys=keys,
+        key_file=path,
         num_threads=num_threads(models, config, engine, cpus_by_node()),
     )
     serve._run(application, name=APP, route_prefix="/", _blocking=False)
-    wanted = {engine_name(model): config.replicas for model in models}
+    wanted = {engine_name(model): config.min_replicas for model in models}
     wanted[GATEWAY] = config.gateways
+    wanted |= dict.fromkeys(shared(config, has_keys=bool(keys)), 1)
     try:
         wait_running(lambda: _look(wanted), wanted, deadline_s, report)
         local = "127.0.0.1" if host == "0.0.0.0" else host
@@ -104,7 +110,7 @@ def deploy(
         if is_new:
             undeploy(drain_s=0)
         raise
-    return Endpoint(host, port, tuple(m.name for m in models), needs_key=bool(hashes))
+    return Endpoint(host, port, tuple(m.name for m in models), needs_key=bool(keys))
 
 
 def undeploy(*, drain_s: float, report: Report = silent) -> bool:
@@ -118,8 +124,18 @@ def undeploy(*, drain_s: float, report: Report = silent) -> bool:
     if drain_s > 0:
         report(Tick("serve", f"finishing running answers (at most {drain_s:g} s)"))
         left = _drain(drain_s)
-    serve.delete(APP)
+    serve.delete(APP, _blocking=False)
+    _wait_gone(report)
     return left == 0
+
+
+def _wait_gone(report: Report) -> None:
+    deadline_s = time.monotonic() + GONE_S
+    while APP in serve.status().applications:
+        if time.monotonic() > deadline_s:
+            report(Tick("serve", "a replica does not end; it is killed when its time is over"))
+            return
+        time.sleep(DRAIN_POLL_S)
 
 
 def _drain(drain_s: float) -> int:

@@ -6,10 +6,12 @@ for serving without a cluster). The gateway's code knows only this protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
 from raylm.engine.protocol import Capabilities, Chunk, Engine, Request, Stats
 from raylm.errors import RaylmError, RequestError
 from raylm.serve.failure import engine_failed
@@ -38,6 +40,18 @@ class Backend(Protocol):
         """
         ...
 
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """A text as a vector. Cancelling the task cancels the request in the engine.
+
+        Raises:
+            RequestError: refused, overloaded, not ready, or the engine failed.
+        """
+        ...
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        """The probability of each class for a text; else as `embed`."""
+        ...
+
     async def capabilities(self) -> Capabilities:
         """What the model's engine can do.
 
@@ -61,14 +75,21 @@ class LocalBackend:
         """Stream an answer."""
         stream = batched(self._engine.generate(request))
         try:
-            async for chunks in stream:
-                yield chunks
-        except RequestError:
-            raise
-        except Exception as error:
-            raise engine_failed(request.id) from error
+            with _explained(request.id):
+                async for chunks in stream:
+                    yield chunks
         finally:
             await stream.aclose()
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """A text as a vector."""
+        with _explained(request.id):
+            return await self._engine.embed(request)
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        """The probability of each class for a text."""
+        with _explained(request.id):
+            return await self._engine.classify(request)
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""
@@ -77,6 +98,17 @@ class LocalBackend:
     async def states(self) -> list[ReplicaState]:
         """The one engine."""
         return [state_of("local", self._engine)]
+
+
+@contextmanager
+def _explained(request_id: str) -> Iterator[None]:
+    """Turn whatever an engine raises into what a client may hear."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        raise engine_failed(request_id) from error
 
 
 def state_of(replica: str, engine: Engine) -> ReplicaState:

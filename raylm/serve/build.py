@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from raylm.config.engine import EngineConfig
 from raylm.config.serve import ServeConfig
+from raylm.serve.batches.replica import BatchReplica
 from raylm.serve.catalog import ServedModel
 from raylm.serve.gateway import GatewayReplica, handle_key
+from raylm.serve.keys import Key
 from raylm.serve.replica import EngineReplica
+from raylm.serve.router import RotationRouter
+from raylm.serve.scaling import scaling
+from raylm.serve.shared import LedgerReplica, ResultsReplica
 
 APP = "raylm"
 GATEWAY = "gateway"
+LEDGER = "ledger"
+RESULTS = "results"
+BATCHES = "batches"
 HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
 _UNLIMITED = 100_000
-_ONE_LOOP = {
+_SERVE_ENV = {
     # Requests, chunks and the router share the replica's own event loop: no hand-over between
     # threads for every chunk, and a slow reader is felt instead of buffered without bound.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # How often they tell Serve's controller their load: its 10 s delay every answer to a burst.
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 
 
@@ -36,10 +48,12 @@ def build_application(
     engine: EngineConfig,
     *,
     cache_root: Path,
-    key_hashes: Sequence[bytes],
+    keys: Sequence[Key],
+    key_file: Path | None,
     num_threads: int,
 ) -> serve.Application:
-    """Everything that `serve.run` needs, bound together."""
+    """Everything that `serve.run` needs, bound together; files and batches lie beside
+    `cache_root`, in the store."""
     engines = {
         handle_key(i): _engine(model, config, engine, cache_root, num_threads)
         for i, model in enumerate(models)
@@ -53,7 +67,47 @@ def build_application(
         **_lifecycle(config),
     )
     settings = config.model_dump(mode="json")
-    return gateway.bind(tuple(models), settings, tuple(key_hashes), **engines)
+    engine_key = json.dumps(engine.key(), sort_keys=True)
+    names = shared(config, has_keys=bool(keys))
+    ledger = _shared(LedgerReplica, LEDGER, config).bind() if LEDGER in names else None
+    results = None
+    if config.cache is not None:
+        kept = config.cache
+        results = _shared(ResultsReplica, RESULTS, config).bind(kept.max_bytes, kept.ttl_s)
+    # What gateways and the executor of batches ask the engines with.
+    common = (tuple(models), settings, engine_key, ledger, results)
+    root = cache_root.parent / "batches"
+    bound = dict(engines)
+    if config.batches is not None:
+        executor: Any = serve.deployment(BatchReplica).options(
+            name=BATCHES,
+            num_replicas=1,
+            ray_actor_options=_actor(config.batches.num_cpus, 1),
+            **_lifecycle(config),
+        )
+        bound["batches"] = executor.bind(*common, root, **engines)
+    return gateway.bind(*common, tuple(keys), key_file, root, **bound)
+
+
+def shared(config: ServeConfig, *, has_keys: bool) -> list[str]:
+    """Names of the deployments that all gateways have in common."""
+    # A batch goes on under its key's limits where no keys are needed any more.
+    return (
+        [LEDGER] * (has_keys or config.batches is not None)
+        + [RESULTS] * (config.cache is not None)
+        + [BATCHES] * (config.batches is not None)
+    )
+
+
+def _shared(kind: type, name: str, config: ServeConfig) -> Any:
+    deployment: Any = serve.deployment(kind)
+    return deployment.options(
+        name=name,
+        num_replicas=1,
+        max_ongoing_requests=_UNLIMITED,
+        ray_actor_options=_actor(0, 1),
+        **_lifecycle(config),
+    )
 
 
 def engine_name(model: ServedModel) -> str:
@@ -66,10 +120,11 @@ def _engine(
 ) -> Any:
     replica: Any = serve.deployment(EngineReplica).options(
         name=engine_name(model),
-        num_replicas=config.replicas,
+        **scaling(config),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503),
+        request_router_config=RequestRouterConfig(request_router_class=RotationRouter),
         ray_actor_options=_actor(config.cpus_per_replica, threads),
         **_lifecycle(config),
     )
@@ -92,5 +147,5 @@ def _lifecycle(config: ServeConfig) -> dict[str, Any]:
 def _actor(num_cpus: float, num_threads: int) -> dict[str, Any]:
     bound = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     env = {name: str(num_threads) for name in bound}
-    env |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **_ONE_LOOP}
+    env |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **_SERVE_ENV}
     return {"num_cpus": num_cpus, "runtime_env": {"env_vars": env}}

@@ -7,13 +7,19 @@ import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from raylm.errors import RequestError
-from raylm.serve.answer import Answer
-from raylm.serve.backend import Backend
-from raylm.serve.format import Format
-from raylm.serve.metrics import GatewayMetrics
-from raylm.serve.sse import event
+from starlette.datastructures import Headers
 
+from raylm.errors import RequestError
+from raylm.serve.answer import Answer, Source
+from raylm.serve.format import Format
+from raylm.serve.headers import REQUEST_ID, client_id, wait_s
+from raylm.serve.metrics import GatewayMetrics
+
+OWN_ID = "x-raylm-id"
+DEFAULTS = "x-raylm-defaults"
+"""What was decided for a request that left it open."""
+ADJUSTED = "x-raylm-adjusted"
+"""What a request asked for and did not get in full."""
 UNKNOWN = "unknown"
 """The model's name in metrics while no served model is known; keeps the label's values few."""
 
@@ -23,14 +29,54 @@ class Call:
     """One request: its id, its times, and where they are reported."""
 
     route: str
+    tenant: str
     metrics: GatewayMetrics
+    limit_s: float
+    """The most time that it may take."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     """Ours alone: engines know requests by it, so clients must not choose it."""
+    client_id: str | None = None
+    """The name that the client has for it."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of the response, beside its kind and size."""
     model: str = UNKNOWN
     started_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     last_token_s: float = 0.0
     _ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.headers[REQUEST_ID] = self.id
+
+    def heed(self, headers: Headers) -> None:
+        """Take what the client says of the call.
+
+        Raises:
+            RequestError: that cannot be used.
+        """
+        self.client_id = client_id(headers)
+        if self.client_id is not None:
+            self.headers |= {REQUEST_ID: self.client_id, OWN_ID: self.id}
+        wanted_s = wait_s(headers)
+        if wanted_s is not None and wanted_s > self.limit_s:
+            self.tell(ADJUSTED, "timeout_ms", round(self.limit_s * 1000))
+        elif wanted_s is not None:
+            self.limit_s = wanted_s
+
+    def tell(self, header: str, what: str, value: int) -> None:
+        """Let the client know a value that it did not choose."""
+        said = self.headers.get(header)
+        self.headers[header] = f"{said}, {what}={value}" if said else f"{what}={value}"
+
+    @property
+    def label(self) -> str:
+        """How logs name it."""
+        return self.id if self.client_id is None else f"{self.id} ({self.client_id})"
+
+    @property
+    def left_s(self) -> float:
+        """What is left of its time."""
+        return self.started_s + self.limit_s - time.monotonic()
 
     def mark_tokens(self) -> None:
         """Tokens have come."""
@@ -57,38 +103,44 @@ class Call:
             num_prompt=answer.plan.num_prompt_tokens,
             num=answer.num_generated_tokens,
         )
+        self.metrics.used(
+            self.tenant, num_prompt=answer.plan.num_prompt_tokens, num=answer.num_generated_tokens
+        )
         for choice in answer.choices:
             self.metrics.finished(self.model, choice.finish_reason or _why(status))
 
-    async def collect(self, answer: Answer, backend: Backend) -> None:
+    def end_reply(self, num_tokens: int) -> None:
+        """Report a call that made no text: its texts had so many tokens."""
+        self.end(200)
+        self.metrics.read(self.model, num_tokens)
+        self.metrics.used(self.tenant, num_prompt=num_tokens, num=0)
+
+    async def collect(self, answer: Answer, source: Source) -> None:
         """Run an answer to its end.
 
         Raises:
             RequestError: refused, or the engine failed.
         """
-        async for _ in answer.read(backend):
+        async for _ in answer.read(source):
             self.mark_tokens()
 
     async def events(
-        self, answer: Answer, backend: Backend, form: Format, *, include_usage: bool
+        self, answer: Answer, source: Source, form: Format
     ) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer; those that are ready together are one piece.
 
         Raises:
             RequestError: refused, or the engine failed.
         """
-        source = answer.read(backend)
+        taken = answer.read(source)
         try:
-            async for items in source:
+            async for items in taken:
                 self.mark_tokens()
-                pieces = [form.event(choice, chunk) for choice, chunk in items]
-                data = b"".join(event(piece) for piece in pieces if piece is not None)
+                data = b"".join(form.events(choice, chunk) for choice, chunk in items)
                 if data:
                     yield data
         finally:
-            await source.aclose()
-        if include_usage:
-            yield event(form.usage_event(answer.usage()))
+            await taken.aclose()
 
 
 def _why(status: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,12 @@ class Catalog:
         self.entries = tuple(entries)
         self._by_name = {name: entry for entry in self.entries for name in entry.model.names}
 
+    def only(self, names: Collection[str] | None) -> Catalog:
+        """The models with one of these names, as if there were no others; None: all."""
+        if names is None:
+            return self
+        return Catalog(e for e in self.entries if any(name in names for name in e.model.names))
+
     def find(self, name: str) -> Entry:
         """The model of a name.
 
@@ -66,7 +72,7 @@ class Catalog:
         """
         entry = self._by_name.get(name)
         if entry is None:
-            known = ", ".join(repr(e.model.name) for e in self.entries)
+            known = ", ".join(repr(e.model.name) for e in self.entries) or "none"
             close = nearest(name, self._by_name)
             raise RequestError(
                 f"the model {name!r} does not exist here; known: {known}",

@@ -7,31 +7,40 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prometheus_client.core import Metric
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from raylm.config.serve import LimitsConfig
+from raylm.engine.protocol import Grammar
 from raylm.errors import RequestError
-from raylm.serve.answer import Answer
+from raylm.serve.answer import Answer, Source
 from raylm.serve.body import read_json
-from raylm.serve.call import Call, status_of
+from raylm.serve.call import DEFAULTS, Call, status_of
 from raylm.serve.catalog import Catalog, Entry
-from raylm.serve.failure import error_response, internal_error, timed_out
+from raylm.serve.dispatch import Dispatch
+from raylm.serve.failure import internal_error, timed_out
 from raylm.serve.format import ChatFormat, CompletionFormat, Format, Head
 from raylm.serve.limits import Admission
-from raylm.serve.metrics import GatewayMetrics, engine_families, exposition
+from raylm.serve.metrics import MEDIA_TYPE, GatewayMetrics, engine_families, exposition
 from raylm.serve.plan import Plan, check_num_choices, plan, prompt_limit
-from raylm.serve.prompts import chat_prompt, completion_prompts, echoes
+from raylm.serve.prompts import chat_prompt, completion_prompts, echoes, template_of
 from raylm.serve.readiness import Readiness
+from raylm.serve.reported import reported, with_headers
+from raylm.serve.responses import ResponsesBody, renamed
+from raylm.serve.responses_format import ResponsesFormat
+from raylm.serve.results import is_repeatable
 from raylm.serve.sse import EventStream, unless_disconnected
+from raylm.serve.tenant import Tenant, tenant_of
+from raylm.serve.toolset import Toolset, toolset_of
 from raylm.serve.wire import ChatBody, CompletionBody, Generation
 
 log = logging.getLogger("raylm.serve")
-Body = TypeVar("Body", bound=Generation)
+Body = TypeVar("Body", CompletionBody, ChatBody, ResponsesBody)
 Peers = Callable[[], Awaitable[Sequence[Sequence[Metric]]]]
 
 
@@ -42,9 +51,12 @@ class Gateway:
     catalog: Catalog
     limits: LimitsConfig
     admission: Admission
+    dispatch: Dispatch
     metrics: GatewayMetrics
     readiness: Readiness
     keep_alive_s: float = 15.0
+    priority: int = 0
+    """What its calls' priorities in the engines count from; higher goes first."""
     peers: Peers | None = None
     """Metrics of all gateways of the endpoint, this one among them; None: it is alone."""
     started_s: int = field(default_factory=lambda: int(time.time()))
@@ -59,34 +71,75 @@ class Gateway:
         """POST /v1/chat/completions."""
         return await self._answer(request, "chat", ChatBody, self._chat)
 
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        return await self._answer(request, "responses", ResponsesBody, self._response)
+
     async def _completion(
         self, body: CompletionBody, entry: Entry, call: Call
     ) -> tuple[Plan, Format]:
         check_num_choices(body, len(body.prompt), self.limits)
-        limit = prompt_limit(await entry.backend.capabilities(), self.limits)
-        prompts = await completion_prompts(body, entry, limit_tokens=limit)
+        able = await entry.backend.capabilities()
+        limit = prompt_limit(able, self.limits)
+        prompts = await completion_prompts(
+            body, entry, limit_tokens=limit, end_id=able.end_of_input_id
+        )
         head = self._head(f"cmpl-{call.id}", body, entry)
-        form = CompletionFormat(head, echoes(body, entry), entry.tokenizer)
-        return await self._plan(body, prompts, entry, call), form
+        asked = await self._plan(body, prompts, body.grammar(), entry, call)
+        shown = echoes(body, entry)
+        return asked, CompletionFormat(head, body, asked, shown, entry.tokenizer)
 
     async def _chat(self, body: ChatBody, entry: Entry, call: Call) -> tuple[Plan, Format]:
+        asked, tools = await self._conversation(body, entry, call)
+        head = self._head(f"chatcmpl-{call.id}", body, entry)
+        return asked, ChatFormat(head, entry.tokenizer, None if tools is None else tools.parser)
+
+    async def _response(self, body: ResponsesBody, entry: Entry, call: Call) -> tuple[Plan, Format]:
+        try:
+            asked, tools = await self._conversation(body.for_chat(), entry, call)
+        except RequestError as error:
+            raise renamed(error) from error.__cause__
+        form = ResponsesFormat(
+            body,
+            call.id,
+            entry.model.name,
+            entry.tokenizer,
+            None if tools is None else tools.parser,
+        )
+        return asked, form
+
+    async def _conversation(
+        self, body: ChatBody, entry: Entry, call: Call
+    ) -> tuple[Plan, Toolset | None]:
         limit = prompt_limit(await entry.backend.capabilities(), self.limits)
-        prompt = await chat_prompt(body, entry, limit_tokens=limit)
-        form = ChatFormat(self._head(f"chatcmpl-{call.id}", body, entry), entry.tokenizer)
-        return await self._plan(body, [prompt], entry, call), form
+        template = template_of(entry)
+        tools = toolset_of(body, template, max_tools=self.limits.max_tools)
+        prompt = await chat_prompt(body, entry, template, tools, limit_tokens=limit)
+        grammar = body.grammar() if tools is None else tools.grammar(entry.tokenizer.added_id)
+        return await self._plan(body, [prompt], grammar, entry, call), tools
 
     async def _plan(
-        self, body: Generation, prompts: Sequence[tuple[int, ...]], entry: Entry, call: Call
+        self,
+        body: Generation,
+        prompts: Sequence[tuple[int, ...]],
+        grammar: Grammar | None,
+        entry: Entry,
+        call: Call,
     ) -> Plan:
-        return plan(
+        asked = plan(
             body,
             prompts,
+            grammar,
             await entry.backend.capabilities(),
             self.limits,
             request_id=call.id,
             seed=secrets.randbits(63),
-            deadline_s=time.time() + self.limits.request_timeout_s,
+            deadline_s=time.time() + call.left_s,
+            priority=self.priority,
         )
+        for name, value in asked.defaults:
+            call.tell(DEFAULTS, name, value)
+        return asked
 
     def _head(self, answer_id: str, body: Generation, entry: Entry) -> Head:
         return Head(
@@ -104,86 +157,95 @@ class Gateway:
         kind: type[Body],
         prepare: Callable[[Body, Entry, Call], Awaitable[tuple[Plan, Format]]],
     ) -> Response:
-        call = Call(route, self.metrics)
-        streaming = False
-        try:
-            self.admission.enter()
-            try:
-                body = kind.parse(await read_json(request, self.limits))
-                entry = self.catalog.find(body.model)
-                call.model = entry.model.name
-                asked, form = await prepare(body, entry, call)
-                answer = Answer.to(asked)
-                if body.stream:
-                    streaming = True
-                    return self._stream(call, answer, entry, form, body.include_usage)
-                return await self._whole(request, call, answer, entry, form)
-            finally:
-                if not streaming:
-                    self.admission.leave()
-        except RequestError as error:
-            call.end(error.status)
-            if error.status >= 500:
-                log.warning("call %s: %s", call.id, error.code, exc_info=error.__cause__)
-            return _with_id(error_response(error), call)
-        except (ClientDisconnect, asyncio.CancelledError):
-            call.end(499)
-            raise
-        except Exception:
-            log.exception("call %s failed", call.id)
-            call.end(500)
-            return _with_id(error_response(internal_error(call.id)), call)
+        tenant = tenant_of(request.scope)
+        call = Call(route, tenant.name, self.metrics, self.limits.request_timeout_s)
+        return await reported(call, self._begun(request, call, tenant, kind, prepare))
+
+    async def _begun(
+        self,
+        request: Request,
+        call: Call,
+        tenant: Tenant,
+        kind: type[Body],
+        prepare: Callable[[Body, Entry, Call], Awaitable[tuple[Plan, Format]]],
+    ) -> Response:
+        call.heed(request.headers)
+        body = kind.parse(await read_json(request, self.limits, self.admission))
+        with ExitStack() as held:
+            self.admission.enter(tenant)
+            held.callback(self.admission.leave)
+            entry = self.catalog.only(tenant.models).find(body.model)
+            call.model = entry.model.name
+            asked, form = await prepare(body, entry, call)
+            asked = tenant.signed(asked, body.priority, isolate=self.dispatch.isolate)
+            repeatable = is_repeatable(asked, has_seed=body.seed is not None)
+            source = await self.dispatch.begin(
+                asked, entry, tenant, call, held, repeatable=repeatable
+            )
+            answer = Answer.to(asked)
+            if body.stream:
+                return self._stream(call, answer, source, form, held.pop_all().close)
+            return await self._whole(request, call, answer, source, form)
 
     async def _whole(
-        self, request: Request, call: Call, answer: Answer, entry: Entry, form: Format
+        self, request: Request, call: Call, answer: Answer, source: Source, form: Format
     ) -> Response:
-        limit_s = self.limits.request_timeout_s
         try:
-            async with asyncio.timeout(limit_s):
-                work = call.collect(answer, entry.backend)
+            async with asyncio.timeout(call.left_s):
+                work = call.collect(answer, source)
                 finished = await unless_disconnected(request.receive, work)
         except TimeoutError:
-            raise timed_out(limit_s) from None
+            raise timed_out(call.limit_s) from None
         if not finished:
             call.end(499, answer)
             return Response(status_code=499)
         call.end(200, answer)
-        return _with_id(Response(form.body(answer), media_type="application/json"), call)
+        return with_headers(Response(form.body(answer), media_type="application/json"), call)
 
     def _stream(
-        self, call: Call, answer: Answer, entry: Entry, form: Format, include_usage: bool
+        self,
+        call: Call,
+        answer: Answer,
+        source: Source,
+        form: Format,
+        release: Callable[[], None],
     ) -> Response:
         def ended(error: RequestError | None) -> None:
             call.end(status_of(error), answer)
             if error is not None and error.status >= 500:
-                log.warning("call %s: %s", call.id, error.code, exc_info=error.__cause__)
+                log.warning("call %s: %s", call.label, error.code, exc_info=error.__cause__)
 
         def closed() -> None:
             call.end(499, answer)  # unless it has ended otherwise
-            self.admission.leave()
+            release()
 
         return EventStream(
-            call.events(answer, entry.backend, form, include_usage=include_usage),
+            call.events(answer, source, form),
             keep_alive_s=self.keep_alive_s,
-            timeout_s=self.limits.request_timeout_s,
-            on_timeout=lambda: timed_out(self.limits.request_timeout_s),
+            timeout_s=call.left_s,
+            stall_s=self.limits.stall_timeout_s,
+            last=lambda: form.last_events(answer),
+            failure=form.failure,
+            on_timeout=lambda: timed_out(call.limit_s),
             on_defect=lambda: internal_error(call.id),
             on_end=ended,
             on_close=closed,
-            headers={"x-request-id": call.id},
+            headers=call.headers,
         )
 
     # Models and state --------------------------------------------------------------------
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: from memory, so that it answers before any replica is ready."""
-        data = [self._card(name, e) for e in self.catalog.entries for name in e.model.names]
+        known = self.catalog.only(tenant_of(request.scope).models)
+        data = [self._card(name, e) for e in known.entries for name in e.model.names]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
         name = request.path_params["model"]
-        return JSONResponse(self._card(name, self.catalog.find(name)))
+        known = self.catalog.only(tenant_of(request.scope).models)
+        return JSONResponse(self._card(name, known.find(name)))
 
     def _card(self, name: str, entry: Entry) -> dict[str, object]:
         return {
@@ -213,13 +275,8 @@ class Gateway:
         gateways = [own] if self.peers is None else await self.peers()
         states = await self.readiness.states()
         text = exposition(gateways or [own], engine_families(states))
-        return Response(text, media_type="text/plain; version=0.0.4")
+        return Response(text, media_type=MEDIA_TYPE)
 
     def families(self) -> list[Metric]:
         """This gateway's own metrics."""
-        return self.metrics.families(self.admission.in_flight)
-
-
-def _with_id(response: Response, call: Call) -> Response:
-    response.headers["x-request-id"] = call.id
-    return response
+        return self.metrics.families(self.admission.in_flight, self.dispatch.turns.num_waiting)

@@ -6,6 +6,7 @@ A mistake of the client is never a 5xx: clients repeat those, which triples the 
 from __future__ import annotations
 
 import json
+import math
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -38,12 +39,10 @@ def error_response(error: RequestError) -> Response:
     """The error as an HTTP response, with Retry-After where it is known."""
     headers = {}
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        # Rounded up: who comes back too early is refused again.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s - 1e-3)))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
-        # The rest of the body is still on its way; nobody will read it.
-        headers["Connection"] = "close"
     return Response(error_json(error), error.status, headers, "application/json")
 
 

@@ -13,10 +13,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def batched(stream: AsyncIterator[T]) -> AsyncGenerator[Sequence[T], None]:
+async def batched(
+    stream: AsyncIterator[T], *, idle_s: float | None = None
+) -> AsyncGenerator[Sequence[T], None]:
     """The items of a stream in lists of all that came since the last list was taken.
 
-    Closing it early closes the stream, too.
+    With `idle_s`, an empty list says every so many seconds without an item that its sender is
+    alive. Closing it early closes the stream, too.
     """
     ready: list[T] = []
     wake = asyncio.Event()
@@ -32,7 +35,12 @@ async def batched(stream: AsyncIterator[T]) -> AsyncGenerator[Sequence[T], None]
     reader = asyncio.create_task(read())
     try:
         while not (reader.done() and not ready):
-            await wake.wait()
+            try:
+                async with asyncio.timeout(idle_s):
+                    await wake.wait()
+            except TimeoutError:
+                yield []
+                continue
             wake.clear()
             if ready:
                 taken = ready.copy()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from raylm.errors import RequestError
+from raylm.model.chat import ChatTemplate
 from raylm.serve.catalog import Entry
+from raylm.serve.toolset import Toolset
 from raylm.serve.wire import ChatBody, CompletionBody
 
 
 async def completion_prompts(
-    body: CompletionBody, entry: Entry, *, limit_tokens: int
+    body: CompletionBody, entry: Entry, *, limit_tokens: int, end_id: int | None
 ) -> list[tuple[int, ...]]:
-    """Token ids of every prompt; those given as token ids pass unchanged.
+    """Token ids of every prompt; those given as token ids pass unchanged. `end_id` as in
+    `PromptTokenizer.encode`.
 
     Raises:
         RequestError: a prompt cannot fit.
@@ -19,7 +22,11 @@ async def completion_prompts(
     for prompt in body.prompt:
         if isinstance(prompt, str):
             prompt = await entry.tokenizer.encode(
-                prompt, add_special_tokens=True, limit_tokens=limit_tokens, param="prompt"
+                prompt,
+                add_special_tokens=True,
+                limit_tokens=limit_tokens,
+                param="prompt",
+                end_id=end_id,
             )
         prompts.append(prompt)
     return prompts
@@ -34,11 +41,11 @@ def echoes(body: CompletionBody, entry: Entry) -> list[str]:
     return [text for text in texts for _ in range(n)]
 
 
-async def chat_prompt(body: ChatBody, entry: Entry, *, limit_tokens: int) -> tuple[int, ...]:
-    """Token ids of a conversation, through the model's chat template.
+def template_of(entry: Entry) -> ChatTemplate:
+    """A model's chat template.
 
     Raises:
-        RequestError: the model has no template, the template refuses, or it cannot fit.
+        RequestError: it has none.
     """
     if entry.template is None:
         raise RequestError(
@@ -46,7 +53,26 @@ async def chat_prompt(body: ChatBody, entry: Entry, *, limit_tokens: int) -> tup
             code="no-chat-template",
             param="model",
         )
-    text = entry.template.render([message.for_template() for message in body.messages])
+    return entry.template
+
+
+async def chat_prompt(
+    body: ChatBody,
+    entry: Entry,
+    template: ChatTemplate,
+    toolset: Toolset | None,
+    *,
+    limit_tokens: int,
+) -> tuple[int, ...]:
+    """Token ids of a conversation, through the model's chat template.
+
+    Raises:
+        RequestError: the template refuses, or the prompt cannot fit.
+    """
+    text = template.render(
+        [message.for_template() for message in body.messages],
+        tools=toolset.for_template() if toolset is not None else (),
+    )
     # The template writes the special tokens itself.
     return await entry.tokenizer.encode(
         text, add_special_tokens=False, limit_tokens=limit_tokens, param="messages"

@@ -35,12 +35,15 @@ class Readiness:
             return self._states
 
     async def report(self) -> dict[str, Any]:
-        """What `/readyz` says: ready when each model has a replica that can work."""
+        """What `/readyz` says: ready when each model that must have a replica has one that
+        can work."""
         models, problems = {}, []
         for name, states in (await self.states()).items():
             working = sum(state.problem is None for state in states)
             models[name] = {"replicas_ready": working, "replicas": self._num_replicas}
             if working < self._num_replicas:
                 problems.append(f"{name}: {working} of {self._num_replicas} replicas ready")
-        ready = all(model["replicas_ready"] > 0 for model in models.values())
+        # A model that may have no replica at all gets one with its first request.
+        needed = min(1, self._num_replicas)
+        ready = all(model["replicas_ready"] >= needed for model in models.values())
         return {"ready": ready, "models": models, "problems": problems}

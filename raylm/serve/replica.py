@@ -12,14 +12,19 @@ from typing import Any
 from ray import serve
 
 from raylm.config.engine import EngineConfig
+from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
 from raylm.engine.load import load
 from raylm.engine.protocol import Capabilities, Request
 from raylm.errors import RaylmError
 from raylm.serve.backend import ReplicaState, state_of
+from raylm.serve.beside import answer_beside_requests
 from raylm.serve.catalog import ServedModel
 from raylm.serve.gather import batched
 from raylm.serve.listen import listen_on_node_address
 from raylm.serve.transport import Packed, pack
+
+SIGN_OF_LIFE_S = 1.0
+"""A replica that works on an answer is never silent for longer, unless it is frozen."""
 
 
 class EngineReplica:
@@ -31,6 +36,7 @@ class EngineReplica:
 
     def __init__(self, model: ServedModel, config: Mapping[str, Any], cache_root: Path) -> None:
         listen_on_node_address()
+        answer_beside_requests("state")
         # Code from checkpoints is not run, and nothing is fetched, whatever a library defaults to.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -49,12 +55,27 @@ class EngineReplica:
     async def generate(self, request: Request) -> AsyncIterator[list[Packed]]:
         """Stream an answer; a cancelled call frees its slot within one step.
 
+        An empty list is a sign of life: the answer is waited for, or being computed.
+
         Raises:
             RequestError: refused by the engine.
         """
-        async with aclosing(batched(self._engine.generate(request))) as stream:
+        chunks_of = self._engine.generate(request)
+        async with aclosing(batched(chunks_of, idle_s=SIGN_OF_LIFE_S)) as stream:
             async for chunks in stream:
                 yield pack(chunks)
+
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        """A text as a vector; a cancelled call is not worked on any more.
+
+        Raises:
+            RequestError: refused by the engine.
+        """
+        return await self._engine.embed(request)
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        """The probability of each class for a text; else as `embed`."""
+        return await self._engine.classify(request)
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""

@@ -52,13 +52,16 @@ def check_room(
     Raises:
         HostError: they do not, with both figures.
     """
-    engines = len(models) * config.replicas * config.cpus_per_replica
-    needed = engines + config.gateways * config.cpus_per_gateway
+    engines = len(models) * config.min_replicas * config.cpus_per_replica
+    batches = 0.0 if config.batches is None else config.batches.num_cpus
+    needed = engines + config.gateways * config.cpus_per_gateway + batches
     if needed > cluster_cpus + 1e-6:
+        batches_text = f" + {batches:g} for batches" if batches else ""
         raise HostError(
-            f"serving needs {needed:g} CPUs ({len(models)} models x {config.replicas} replicas x "
-            f"{config.cpus_per_replica:g} + {config.gateways} gateways x "
-            f"{config.cpus_per_gateway:g}), and the cluster has {cluster_cpus:g} {which}",
+            f"serving needs {needed:g} CPUs ({len(models)} models x {config.min_replicas} replicas "
+            f"x {config.cpus_per_replica:g} + {config.gateways} gateways x "
+            f"{config.cpus_per_gateway:g}{batches_text}), and the cluster has "
+            f"{cluster_cpus:g} {which}",
             code="not-enough-cpus",
             hint="lower serve.replicas or serve.cpus_per_replica, or raise cluster.num_cpus",
         )
@@ -75,7 +78,7 @@ def num_threads(
         return engine.num_threads
     if config.cpus_per_replica >= 1:
         return int(config.cpus_per_replica)
-    share = sum(cpus_by_node) / (len(models) * config.replicas)
+    share = sum(cpus_by_node) / (len(models) * config.max_replicas)
     return max(1, int(min(share, max(cpus_by_node, default=1.0))))
 
 

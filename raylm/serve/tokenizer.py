@@ -49,9 +49,19 @@ class PromptTokenizer:
         return max(len(token.encode("utf-8")) for token in vocab)
 
     async def encode(
-        self, text: str, *, add_special_tokens: bool, limit_tokens: int, param: str
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        limit_tokens: int | None,
+        param: str,
+        truncate: bool = False,
+        end_id: int | None = None,
     ) -> tuple[int, ...]:
         """Token ids of a text.
+
+        `truncate` cuts it to `limit_tokens`, special tokens included. `end_id` goes behind a text
+        to which the tokenizer adds no special tokens of its own.
 
         Raises:
             RequestError: the text is so long that it cannot fit `limit_tokens`; found from its
@@ -59,23 +69,64 @@ class PromptTokenizer:
         """
         size = len(text.encode("utf-8"))
         least = -(-size // self.max_token_bytes)
-        if least > limit_tokens:
+        if limit_tokens is not None and least > limit_tokens and not truncate:
             raise RequestError(
                 f"this model's maximum context length is {limit_tokens} tokens, and the prompt "
                 f"of {size} bytes has at least {least}",
                 code="context-length-exceeded",
                 param=param,
             )
+        most = limit_tokens if truncate else None
         if size <= INLINE_BYTES:
-            return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+            return self._encode(text, add_special_tokens, most, end_id)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens, most, end_id)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    def _encode(
+        self,
+        text: str,
+        add_special_tokens: bool,
+        most: int | None = None,
+        end_id: int | None = None,
+    ) -> tuple[int, ...]:
+        num_special = self._tokenizer.num_special_tokens_to_add(False)
+        end = (end_id,) if add_special_tokens and not num_special and end_id is not None else ()
+        if most is None:
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return (*ids, *end)
+        # Special tokens stay where they belong: at the end of the shorter text.
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        kept = most - (num_special if add_special_tokens else 0) - len(end)
+        encoding.truncate(max(0, kept))
+        if add_special_tokens:
+            encoding = self._tokenizer.post_process(encoding)
+        return (*encoding.ids, *end)
 
-    def decode(self, ids: tuple[int, ...]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def added_id(self, text: str) -> int | None:
+        """The token that stands for a tag as a whole, if the tokenizer was given one."""
+        token_id: int | None = self._tokenizer.token_to_id(text)
+        return token_id if token_id in self._added else None
+
+    def decode(self, ids: tuple[int, ...], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, by default without the special ones."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_names(self, ids: tuple[int, ...]) -> list[str]:
+        """The tokens as the vocabulary writes them.
+
+        Raises:
+            RequestError: one is not in it.
+        """
+        names = []
+        for token_id in ids:
+            name = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+            if name is None:
+                raise RequestError(
+                    f"token {token_id} is not in the vocabulary of the model's tokenizer",
+                    code="invalid-token-id",
+                    param="tokens",
+                )
+            names.append(str(name))
+        return names
 
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself; U+FFFD where it is part of a character."""
@@ -93,6 +144,15 @@ class PromptTokenizer:
         if self._is_byte_level:
             return bytes(_BYTE_OF[char] for char in token if char in _BYTE_OF)
         return str(token).replace("▁", " ").encode("utf-8")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token stands for no text."""
+        return token_id in self._special
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @cached_property
     def _added(self) -> frozenset[int]:

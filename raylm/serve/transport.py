@@ -11,14 +11,19 @@ from collections.abc import Sequence
 
 from raylm.engine.protocol import Chunk, FinishReason, TokenLogprob
 
+Logprob = tuple[int, float, tuple[tuple[int, float], ...]]
+"""Token id, logprob, the likeliest alternatives."""
+
 Packed = tuple[
     int,
     tuple[int, ...],
     str,
-    tuple[tuple[int, float, tuple[tuple[int, float], ...]], ...],
+    tuple[Logprob, ...],
     FinishReason | None,
+    int | None,
+    tuple[Logprob | None, ...],
 ]
-"""Position, token ids, text, logprobs, finish reason."""
+"""Position, token ids, text, logprobs, finish reason, cached tokens, the prompt's logprobs."""
 
 
 def pack(chunks: Sequence[Chunk]) -> list[Packed]:
@@ -30,6 +35,11 @@ def pack(chunks: Sequence[Chunk]) -> list[Packed]:
             chunk.text,
             tuple((entry.token_id, entry.logprob, entry.top) for entry in chunk.logprobs),
             chunk.finish_reason,
+            chunk.num_cached_tokens,
+            tuple(
+                None if entry is None else (entry.token_id, entry.logprob, entry.top)
+                for entry in chunk.prompt_logprobs
+            ),
         )
         for chunk in chunks
     ]
@@ -45,6 +55,8 @@ def unpack(request_id: str, packed: Sequence[Packed]) -> list[Chunk]:
             text,
             tuple(TokenLogprob(*entry) for entry in logprobs),
             reason,
+            num_cached,
+            tuple(None if entry is None else TokenLogprob(*entry) for entry in of_prompt),
         )
-        for position, token_ids, text, logprobs, reason in packed
+        for position, token_ids, text, logprobs, reason, num_cached, of_prompt in packed
     ]

@@ -3,54 +3,25 @@
 A field that would change the answer and that raylm cannot honour is refused by name; one that
 is not known is refused with the nearest name. Fields that change nothing about the answer are
 accepted: `user`, `metadata`, `store`, `service_tier`, `safety_identifier`,
-`prompt_cache_key`. Beyond OpenAI: `top_k`, `repetition_penalty`, `ignore_eos`.
+`prompt_cache_key`. Beyond OpenAI, under the names that vLLM has for them: `top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `ignore_eos`, `prompt_logprobs`, `guided_json`,
+`guided_regex`, `guided_grammar`; and `priority`, of which higher goes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
-from raylm.errors import RequestError, nearest
+from raylm.serve.asked import Asked, clash
+from raylm.serve.messages import AskedChoice, Message, Tool, ToolChoice, read_tool_choice
+from raylm.serve.strict import NOTHING, Wire, as_tuple, is_list
+from raylm.serve.structure import Structured
 
-_Neutral = Callable[[Any], bool]
-
-
-def _empty(value: Any) -> bool:
-    return value in (None, [], {}, "")
-
-
-_UNSUPPORTED: dict[str, _Neutral] = {
-    "tools": _empty,
-    "tool_choice": lambda value: value in (None, "none", "auto"),
-    "parallel_tool_calls": lambda value: value is None or isinstance(value, bool),
-    "functions": _empty,
-    "function_call": lambda value: value in (None, "none", "auto"),
-    "response_format": lambda value: value in (None, {"type": "text"}),
-    "logit_bias": _empty,
-    "best_of": lambda value: value in (None, 1) and value is not True,
-    "suffix": _empty,
-    "modalities": lambda value: value in (None, ["text"]),
-    "audio": _empty,
-    "prediction": _empty,
-    "reasoning_effort": _empty,
-    "verbosity": _empty,
-    "web_search_options": lambda value: value is None,
-    "min_tokens": lambda value: value in (None, 0),
-    "min_p": lambda value: value in (None, 0),
-    "prompt_logprobs": lambda value: value is None,
-    "guided_json": _empty,
-    "guided_regex": _empty,
-}
-"""Fields that are known and not supported, each with the values that ask for nothing."""
-
-
-class Wire(BaseModel):
-    """A strict, frozen piece of a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+MAX_PRIORITY = 100
+MAX_MESSAGES = 4096
+"""In one conversation: many of no length would keep the gateway busy that has others to serve."""
 
 
 class StreamOptions(Wire):
@@ -59,20 +30,53 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 def _stop_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+_Bias = Annotated[float, Field(ge=-100, le=100)]
+_TokenKey = Annotated[str, Field(pattern="^(0|[1-9][0-9]*)$")]
+_Biases = Annotated[
+    dict[_TokenKey, _Bias], Field(json_schema_extra={"additionalProperties": False})
+]
+
+
+def _bias_pairs(value: Any) -> Any:
+    """OpenAI's map from token ids, which JSON makes strings, to what is added to their logits."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value) if _is_list(value) else value
+    if not isinstance(value, dict):
+        raise ValueError("must be an object of token ids and biases")
+    pairs = []
+    for token, bias in value.items():
+        if not (token.isdecimal() and token.isascii() and token == str(int(token[:20]))):
+            raise ValueError(f"has the key {token!r}; keys are token ids")
+        pairs.append((int(token), bias))
+    return tuple(pairs)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-class Generation(Wire):
+class Generation(Asked, Structured):
     """What completions and chat share."""
 
-    model: str = Field(min_length=1, max_length=256)
+    unsupported: ClassVar = {
+        "functions": NOTHING,
+        "function_call": (None, "none", "auto"),
+        "best_of": (None, 1),
+        "suffix": NOTHING,
+        "modalities": (None, ["text"]),
+        "audio": NOTHING,
+        "prediction": NOTHING,
+        "reasoning_effort": NOTHING,
+        "verbosity": NOTHING,
+        "web_search_options": (None,),
+    }
+    ignored: ClassVar = frozenset(
+        {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    )
+
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -80,13 +84,21 @@ class Generation(Wire):
     n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
-        BeforeValidator(_stop_list),
+        tuple[_Stop, ...],
+        FailFast(),
+        BeforeValidator(_stop_list, json_schema_input_type=_Stop | list[_Stop] | None),
+    ] = ()
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_tokens: int | None = Field(None, ge=0)
+    logit_bias: Annotated[
+        tuple[tuple[int, _Bias], ...],
+        BeforeValidator(_bias_pairs, json_schema_input_type=_Biases | None),
     ] = ()
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     ignore_eos: bool | None = None
+    priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -101,61 +113,22 @@ class Generation(Wire):
         """A last event of the stream with the token counts is wanted."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Self:
-        """Validate a JSON object.
-
-        Raises:
-            RequestError: 400, naming the field.
-        """
-        kept = {}
-        for name, value in fields.items():
-            neutral = None if name in cls.model_fields else _UNSUPPORTED.get(name)
-            if neutral is None:
-                kept[name] = value
-            elif not neutral(value):
-                raise RequestError(
-                    f"{name!r} is not supported by this server",
-                    code="unsupported-parameter",
-                    param=name,
-                )
-        try:
-            body = cls.model_validate(kept)
-        except ValidationError as error:
-            raise _first_problem(error, cls) from None
-        if body.stream_options is not None and not body.stream:
-            raise RequestError(
-                "'stream_options' needs 'stream': true",
-                code="invalid-parameter",
-                param="stream_options",
-            )
-        return body
-
-
-def _first_problem(error: ValidationError, model: type[Generation]) -> RequestError:
-    problem = error.errors(include_url=False)[0]
-    param = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        close = nearest(param, model.model_fields) if len(problem["loc"]) == 1 else None
-        return RequestError(
-            f"unknown field {param!r}" + (f"; did you mean {close!r}?" if close else ""),
-            code="unknown-parameter",
-            param=param,
-        )
-    if problem["type"] == "missing":
-        return RequestError(f"{param!r} is missing", code="missing-parameter", param=param)
-    message = problem["msg"].removeprefix("Value error, ")
-    return RequestError(f"{param!r}: {message}", code="invalid-parameter", param=param)
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise clash("stream_options", "'stream_options' needs 'stream': true")
+        return self
 
 
 Prompt = str | tuple[int, ...]
+_TokenIds = Annotated[list[int], Field(min_length=1)]
 
 
-def _prompt_list(value: Any) -> Any:
+def prompt_list(value: Any) -> Any:
     """A string, token ids, or a list of either, as a tuple of prompts."""
     if isinstance(value, str):
         return (value,)
-    if not _is_list(value) or not value:
+    if not is_list(value) or not value:
         raise ValueError("must be a string, an array of token ids, or an array of either")
     if isinstance(value[0], int):
         value = [value]
@@ -163,69 +136,66 @@ def _prompt_list(value: Any) -> Any:
     for prompt in value:
         if isinstance(prompt, str):
             prompts.append(prompt)
-        elif _is_list(prompt) and prompt and all(type(token) is int for token in prompt):
+        elif is_list(prompt) and prompt and all(type(token) is int for token in prompt):
             prompts.append(tuple(prompt))
         else:
             raise ValueError("must hold strings, or non-empty arrays of token ids")
     return tuple(prompts)
 
 
+PromptList = Annotated[
+    tuple[Any, ...],
+    BeforeValidator(
+        prompt_list,
+        json_schema_input_type=str
+        | _TokenIds
+        | Annotated[list[str | _TokenIds], Field(min_length=1)],
+    ),
+]
+
+
 class CompletionBody(Generation):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[Any, ...], BeforeValidator(_prompt_list)]
+    prompt: PromptList
+    max_tokens: int | None = Field(None, ge=0)
+    """0: nothing but the logprobs of the prompt."""
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0)
+    prompt_logprobs: int | None = Field(None, ge=0)
 
 
-def _text_of(value: Any) -> Any:
-    """A message's content as one string; parts are joined as OpenAI joins them."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not _is_list(value):
-        raise ValueError("must be a string or an array of text parts")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str) or len(part) != 2:
-            raise ValueError(f"has a part of type {kind!r}; only text parts are supported")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _only_empty(value: Any) -> Any:
-    if not _empty(value):
-        raise ValueError("is not supported by this server")
-    return None
-
-
-class Message(Wire):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)] = ""
-    name: str | None = Field(None, max_length=64)
-    refusal: Annotated[None, BeforeValidator(_only_empty)] = None
-    audio: Annotated[None, BeforeValidator(_only_empty)] = None
-    tool_calls: Annotated[None, BeforeValidator(_only_empty)] = None
-    function_call: Annotated[None, BeforeValidator(_only_empty)] = None
-
-    def for_template(self) -> dict[str, str]:
-        """What chat templates know of a message."""
-        shown = {"role": self.role, "content": self.content}
-        return shown if self.name is None else shown | {"name": self.name}
-
-
-def _messages(value: Any) -> Any:
-    if not _is_list(value) or not value:
+def message_list(value: Any) -> Any:
+    """A conversation: one message at least."""
+    if not is_list(value) or not value:
         raise ValueError("must be a non-empty array of messages")
+    if len(value) > MAX_MESSAGES:
+        raise ValueError(f"has {len(value)} messages, and at most {MAX_MESSAGES} are taken")
     return tuple(value)
 
 
 class ChatBody(Generation):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[tuple[Message, ...], BeforeValidator(_messages)]
+    unsupported: ClassVar = {**Generation.unsupported, "prompt_logprobs": (None,)}
+
+    messages: Annotated[
+        tuple[Message, ...],
+        FailFast(),
+        BeforeValidator(
+            message_list,
+            json_schema_input_type=Annotated[
+                list[Message], Field(min_length=1, max_length=MAX_MESSAGES)
+            ],
+        ),
+    ]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
+    tools: Annotated[
+        tuple[Tool, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Tool] | None)
+    ] = ()
+    tool_choice: Annotated[
+        ToolChoice | None, BeforeValidator(read_tool_choice, json_schema_input_type=AskedChoice)
+    ] = None
+    parallel_tool_calls: bool | None = None

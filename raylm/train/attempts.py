@@ -8,20 +8,24 @@ raises on purpose (a `RaylmError`) ends the run at once: another attempt would m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from raylm.errors import RaylmError
+from raylm.config.train import TrainConfig
+from raylm.errors import HostError, RaylmError
 from raylm.progress import Report, Tick
 from raylm.remote import translate
+from raylm.train.aside import nodes_for_workers
 from raylm.train.loop import Job, train_loop
 from raylm.train.orders import Order, give_order
-from raylm.train.placement import alive_nodes, choose_workers
-from raylm.train.signs import RANKS
+from raylm.train.placement import Resources, choose_workers, free_places, held_places
+from raylm.train.signs import begin_attempt
 from raylm.train.watch import Watch
 
 LOST = "train-worker-lost"
 """Code of a failure that another attempt may get over."""
+_LOOK_S = 2.0
 _SIGNS_OF_LOSS = (
     "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError",
     "WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "worker process has died",
@@ -62,10 +66,11 @@ def fit(job: Job, report: Report) -> bool:
             its log.
     """
     patience = Patience.of(job.config.max_failures)
+    wait_s = 0.0
     while True:
-        num_workers = choose_workers(alive_nodes(), job.config)
+        num_workers = await_workers(nodes_for_workers, job.config, wait_s, report)
         give_order(job.work, Order.GO_ON)
-        shutil.rmtree(job.work / RANKS, ignore_errors=True)
+        job = replace(job, attempt=begin_attempt(job.work))
         watch = Watch(job, num_workers, report)
         try:
             with watch:
@@ -80,19 +85,48 @@ def fit(job: Job, report: Report) -> bool:
                     code=LOST,
                     hint=error.hint,
                 ) from error
-            report(Tick("train", f"{cause}; starting anew from the last checkpoint"))
+            report(_notice(f"{cause}; starting anew from the last checkpoint"))
         else:
             if (job.result / "config.json").exists():
                 return True
-            if not watch.is_resizing:
+            if watch.restart is None:
                 return False
-            report(Tick("train", "the cluster has grown; starting anew with more workers"))
+            report(_notice(f"{watch.restart}; starting anew from the checkpoint of now"))
         job = replace(job, resume=True)
+        wait_s = job.config.replace_s
+
+
+def await_workers(
+    nodes: Callable[[TrainConfig], Sequence[Resources]],
+    config: TrainConfig,
+    limit_s: float,
+    report: Report,
+) -> int:
+    """How many workers to start, once there is room for the least of them.
+
+    Raises:
+        HostError: there was not in `limit_s` seconds.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return choose_workers(nodes(config), config)
+        except HostError as error:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            report(Tick("train", f"{error.message}; waiting for nodes, {left_s:.0f} s more"))
+            time.sleep(min(_LOOK_S, left_s))
+
+
+def _notice(text: str) -> Tick:
+    return Tick("train", text, is_notice=True)
 
 
 def _attempt(job: Job, num_workers: int, wait: Callable[[Callable[[], object]], None]) -> None:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raylm.train.trainer import Trainer
 
     config = job.config
     resources = {"CPU": config.cpus_per_worker}
@@ -100,7 +134,7 @@ def _attempt(job: Job, num_workers: int, wait: Callable[[Callable[[], object]], 
         resources["GPU"] = config.gpus_per_worker
     ray_folder = job.work / "ray"
     shutil.rmtree(ray_folder, ignore_errors=True)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_loop,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -108,16 +142,17 @@ def _attempt(job: Job, num_workers: int, wait: Callable[[Callable[[], object]], 
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         run_config=RunConfig(name="train", storage_path=str(ray_folder)),
     )
     hint = (
         f"`raylm logs` shows the workers' logs; {job.work} keeps the checkpoints, and "
         "`raylm run` goes on from the newest"
     )
+    held = held_places()
     try:
         wait(trainer.fit)
     except Exception as error:
+        free_places(held)
         code = LOST if is_loss(error) else "train-worker-failed"
         raise translate(error, "a training worker failed", code=code, hint=hint) from error
     finally:

@@ -1,26 +1,42 @@
 """Checkpoints: a folder counts when its manifest is there, and is read only as hashed.
 
     <work>/checkpoints/step-00000100/
-        manifest.json      step, horizon, config hash, world size, size and SHA-256 of each file
+        manifest.json      progress (step, consumed samples, horizon, config hash, world size),
+                           size and SHA-256 of each file, and a digest of all that
         state/...          what DeepSpeed wrote, one file or more a rank, and rng-<rank>.npy,
                            the state of torch's generator
 
-Written beside, synced, renamed; the newest complete one is restored, never merely the newest.
-DeepSpeed's files are pickles: they are opened only after their hashes were checked.
+Written beside (`.draft-<step>`), synced, renamed, and the rename synced; only then are older ones
+removed. The newest sound one is restored, never merely the newest, and what is passed over is
+told. DeepSpeed's files are pickles: they are opened only after their hashes were checked.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from raylm.artifact import MANIFEST, disk_errors, hash_tree, sync_tree, write_atomic
+from raylm.artifact import (
+    MANIFEST,
+    FileEntry,
+    disk_errors,
+    hash_tree,
+    json_hash,
+    sync_folder,
+    sync_tree,
+    write_atomic,
+)
+from raylm.errors import ArtifactError
 
 _STATE = "state"
+_DRAFT = ".draft-"
+_ASIDE = ".aside-"
+_PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +44,7 @@ class Progress:
     """Where a run stands: all that is needed, beside weights and optimizer, to go on."""
 
     step: int
-    """Optimizer steps done; consumed samples are this times the global batch."""
+    """Optimizer steps done."""
     horizon: int | None
     horizon_at: int
     """The step at which a time limit's horizon was fixed; 0 otherwise."""
@@ -40,6 +56,9 @@ class Progress:
     """Of the last steps, oldest first, for the divergence guard."""
     held_out_loss: float | None = None
     """Measured at this very step, if it was."""
+    consumed_samples: int | None = None
+    """Samples of the order that lie behind, skipped ones included: the next step's first. None
+    in checkpoints of raylm before it was noted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +67,7 @@ class Checkpoint:
 
     path: Path
     progress: Progress
+    files: tuple[FileEntry, ...]
 
     @property
     def state(self) -> Path:
@@ -56,7 +76,7 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """Saves and finds the checkpoints of one stage. All ranks call `save` together."""
+    """Saves the checkpoints of one stage. All ranks call `save` together."""
 
     def __init__(
         self, folder: Path, *, rank: int, keep: int, barrier: Callable[[], None], keep_best: int = 0
@@ -70,63 +90,212 @@ class Checkpointer:
         Raises:
             HostError: the disk is full; earlier checkpoints are untouched.
         """
-        draft = self.folder / f".draft-{progress.step:08d}"
-        final = self.folder / f"step-{progress.step:08d}"
-        with disk_errors(self.folder):
-            if self._rank == 0:
+        draft = self.folder / f"{_DRAFT}{progress.step:08d}"
+        final = self.folder / folder_name(progress.step)
+        try:
+            with disk_errors(self.folder), _told_by_the_disk(self.folder):
+                if self._rank == 0:
+                    self._begin(draft)
+                self._barrier()
+                write(draft / _STATE)
+                self._barrier()
+                if self._rank == 0:
+                    text = manifest_text(progress, hash_tree(draft))
+                    sync_tree(draft)
+                    write_atomic(draft / MANIFEST, text)
+                    put_in_place(draft, final)
+                    self._prune(progress.step)
+                self._barrier()
+        except BaseException:
+            if self._rank == 0:  # what is half there must not fill the disk
                 shutil.rmtree(draft, ignore_errors=True)
-                (draft / _STATE).mkdir(parents=True)
-            self._barrier()
-            write(draft / _STATE)
-            self._barrier()
-            if self._rank == 0:
-                manifest = {
-                    "progress": asdict(progress),
-                    "files": [asdict(entry) for entry in hash_tree(draft)],
-                }
-                sync_tree(draft)
-                write_atomic(draft / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-                shutil.rmtree(final, ignore_errors=True)
-                draft.rename(final)
-                self._prune()
-            self._barrier()
+            raise
         return final
 
-    def _prune(self) -> None:
-        for old in surplus(complete_checkpoints(self.folder), self._keep, self._keep_best):
-            (old.path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(old.path, ignore_errors=True)
+    def _begin(self, draft: Path) -> None:
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            sync_folder(self.folder.parent)
+        for left in (*self.folder.glob(f"{_DRAFT}*"), *self.folder.glob(f"{_ASIDE}*")):
+            shutil.rmtree(left, ignore_errors=True)  # of a save that was killed
+        (draft / _STATE).mkdir(parents=True)
+
+    def _prune(self, step: int) -> None:
+        keep = kept(complete_checkpoints(self.folder), step, self._keep, self._keep_best)
+        for path in self.folder.glob("step-*"):
+            if path not in [c.path for c in keep]:
+                (path / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def surplus(found: Sequence[Checkpoint], keep: int, keep_best: int) -> list[Checkpoint]:
-    """Which of some checkpoints, newest first, are neither among the newest nor the best."""
-    measured = [c for c in found if c.progress.held_out_loss is not None]
+@contextmanager
+def _told_by_the_disk(folder: Path) -> Iterator[None]:
+    """Where torch's writer only says that it failed, let the disk say why."""
+    try:
+        yield
+    except RuntimeError:
+        probe = folder / f"{_DRAFT}probe"
+        try:
+            probe.write_bytes(b"\1" * _PROBE_BYTES)
+        finally:
+            probe.unlink(missing_ok=True)
+        raise
+
+
+def folder_name(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step-{step:08d}"
+
+
+def put_in_place(draft: Path, final: Path) -> None:
+    """Give a complete, synced draft its name, for good; what had the name is removed."""
+    aside = final.with_name(f"{_ASIDE}{final.name}")
+    if final.exists():  # passed over as damaged, or it would not be written again
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    draft.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def kept(found: Sequence[Checkpoint], step: int, keep: int, keep_best: int) -> list[Checkpoint]:
+    """Which of some checkpoints stay when that of `step` is complete.
+
+    Those after it are of a past that was passed over as damaged; of the others the newest stay,
+    and those with the lowest held-out loss.
+    """
+    real = sorted((c for c in found if c.progress.step <= step), key=lambda c: -c.progress.step)
+    measured = [c for c in real if c.progress.held_out_loss is not None]
     best = sorted(measured, key=lambda c: c.progress.held_out_loss or 0.0)[:keep_best]
-    return [c for c in found[keep:] if c not in best]
+    return [c for c in real if c in real[:keep] or c in best]
+
+
+# Reading ---------------------------------------------------------------------------------
+
+
+def manifest_text(progress: Progress, files: Sequence[FileEntry]) -> str:
+    """The manifest of a checkpoint, as JSON."""
+    values = {"progress": asdict(progress), "files": [asdict(entry) for entry in files]}
+    # Through JSON and back: the digest is of what a reader will see.
+    digest = json_hash(json.loads(json.dumps(values)))
+    return json.dumps({**values, "digest": digest}, indent=1) + "\n"
+
+
+def parse_checkpoint(text: str, path: Path) -> Checkpoint:
+    """The checkpoint at `path` from its manifest's text; its files are not looked at.
+
+    Raises:
+        ArtifactError: it is no manifest, or was altered.
+    """
+    try:
+        raw: dict[str, Any] = json.loads(text)
+        digest = raw.pop("digest", None)
+        progress = Progress(**raw["progress"] | {"losses": tuple(raw["progress"]["losses"])})
+        files = tuple(FileEntry(**entry) for entry in raw["files"])
+        inside = all(_is_inside(entry.path) for entry in files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(f"its manifest cannot be read ({type(error).__name__}: {error})") from error
+    # Before there was a digest, none could be wrong.
+    if (digest is not None and digest != json_hash(raw)) or not inside:
+        raise _damaged("its manifest was altered")
+    if path.name != folder_name(progress.step):
+        raise _damaged(f"it is of step {progress.step}, which its name denies")
+    return Checkpoint(path, progress, files)
+
+
+def _is_inside(path: str) -> bool:
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
+def _damaged(why: str) -> ArtifactError:
+    return ArtifactError(why, code="checkpoint-damaged")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder; its files are not looked at.
+
+    Raises:
+        ArtifactError: its manifest is missing, or was altered.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise _damaged("it has no manifest") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(f"its manifest cannot be read ({error})") from error
+    return parse_checkpoint(text, path)
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """Complete checkpoints, newest first; their hashes are not checked yet."""
     found = []
     for path in folder.glob("step-*"):
-        try:
-            raw: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            progress = raw["progress"] | {"losses": tuple(raw["progress"]["losses"])}
-            found.append(Checkpoint(path, Progress(**progress)))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        with suppress(ArtifactError):
+            found.append(read_checkpoint(path))
     return sorted(found, key=lambda c: -c.progress.step)
 
 
-def sound(checkpoint: Checkpoint) -> bool:
-    """Whether every file of a checkpoint still has the hash of its manifest."""
-    listed = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return [asdict(entry) for entry in hash_tree(checkpoint.path)] == listed
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda p: (len(p.name), p.name), reverse=True)
 
 
-def newest_sound(folder: Path, *, config_hash: str) -> Checkpoint | None:
-    """The checkpoint to resume from: the newest of this configuration whose hashes hold."""
-    for checkpoint in complete_checkpoints(folder):
-        if checkpoint.progress.config_hash == config_hash and sound(checkpoint):
-            return checkpoint
+def newest_complete(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint; older ones are not looked at, nor its hashes checked."""
+    for path in _newest_first(folder):
+        with suppress(ArtifactError):
+            return read_checkpoint(path)
+    return None
+
+
+def check_files(folder: Path, files: Sequence[FileEntry]) -> None:
+    """See that a folder holds these files and no others, sizes first, then hashes.
+
+    Raises:
+        ArtifactError: naming the first that differs, and how.
+    """
+    listed = {entry.path: entry for entry in files}
+    try:
+        there = {
+            path.relative_to(folder).as_posix(): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path != folder / MANIFEST
+        }
+        for name, entry in listed.items():
+            if name not in there:
+                raise _damaged(f"{name} is missing")
+            if there[name] != entry.size_bytes:
+                raise _damaged(f"{name} has {there[name]} of {entry.size_bytes} bytes")
+        for name in there:
+            if name not in listed:
+                raise _damaged(f"{name} does not belong to it")
+        for found in hash_tree(folder):
+            if found != listed.get(found.path):
+                raise _damaged(f"{found.path} was altered")
+    except OSError as error:
+        raise _damaged(f"it cannot be read ({error})") from error
+
+
+def newest_sound(
+    folder: Path, *, config_hash: str, tell: Callable[[str], None] = lambda text: None
+) -> Checkpoint | None:
+    """The checkpoint to resume from: the newest of this configuration whose hashes hold.
+
+    `tell` hears which newer ones were passed over, and why.
+    """
+    passed = False
+    for path in _newest_first(folder):
+        try:
+            checkpoint = read_checkpoint(path)
+            if checkpoint.progress.config_hash != config_hash:
+                raise _damaged("it is of another configuration")
+            check_files(path, checkpoint.files)
+        except ArtifactError as error:
+            passed = True
+            tell(f"the checkpoint {path.name} is passed over: {error.message}")
+            continue
+        if passed:
+            tell(f"going on from the checkpoint of step {checkpoint.progress.step}")
+        return checkpoint
+    if passed:
+        tell("no sound checkpoint is left: the run starts at its beginning")
     return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylm.config.model import ModelConfig
 from raylm.config.train import ObjectiveName, TrainConfig
+from raylm.train.flops import Flops
 from raylm.train.orders import Order
 from raylm.train.signs import Beat, beating
 
@@ -38,6 +39,15 @@ class Job:
     result: Path
     """Where the first worker writes the model folder."""
     objective: ObjectiveName = "causal"
+    attempt: str = ""
+    """Of the workers that get it: `begin_attempt`."""
+    flops: Flops | None = None
+    """Of a token; None where no formula is right, and MFU unknown."""
+
+
+def backend(config: TrainConfig) -> str:
+    """torch.distributed's: figures that ranks agree on are on CPUs also where weights are not."""
+    return "cpu:gloo,cuda:nccl" if config.gpus_per_worker else "gloo"
 
 
 def train_loop(settings: dict[str, Any]) -> None:
@@ -45,15 +55,32 @@ def train_loop(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     import ray.train
 
+    from raylm.train.group import joined
+
     context = ray.train.get_context()
-    _bind_threads(job.config, context.get_local_world_size())
-    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    with beating(job.work, context.get_world_rank()) as beat:
+    with joined(backend(job.config)):
+        run_rank(
+            job,
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            local_workers=context.get_local_world_size(),
+        )
+
+
+def run_rank(job: Job, *, rank: int, world_size: int, local_workers: int) -> None:
+    """Run one rank to the end, in a process group that is there already.
+
+    Args:
+        local_workers: ranks on this node, which share its cores.
+    """
+    _bind_threads(job.config, local_workers)
+    with beating(job.work, job.attempt, rank) as beat:
         from raylm.train.worker import Worker
 
-        worker = Worker(job, rank=context.get_world_rank(), world_size=context.get_world_size())
+        worker = Worker(job, rank=rank, world_size=world_size)
         worker.restore()
         worker.check_packing()
+        worker.find_peak()
         if _train(worker, job.config, beat):
             worker.write_model()
         worker.close()
@@ -66,11 +93,12 @@ def _train(worker: Worker, config: TrainConfig, beat: Beat) -> bool:
         beat.step(worker.done)
         started = time.perf_counter()
         figures = worker.step()
-        worker.clock(time.perf_counter() - started)
+        worker.clock(time.perf_counter() - started, figures)
         if not worker.judge(figures):
             continue
         if worker.done % config.log_every == 0 or worker.finished():
             worker.log(figures)
+        worker.take_aside()
         every = config.validate_every
         if worker.finished() or (every and worker.done % every == 0):
             worker.validate()

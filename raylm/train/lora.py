@@ -53,7 +53,7 @@ def add_adapters(model: Any, config: LoraConfig) -> list[str]:
     Raises:
         ConfigError: a target names no linear layer, or the head, which may share its weight.
     """
-    head = set(_head_layers(model))
+    head = set(head_layers(model))
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     chosen = {
         name: module
@@ -78,7 +78,7 @@ def add_adapters(model: Any, config: LoraConfig) -> list[str]:
     return list(chosen)
 
 
-def _head_layers(model: Any) -> Iterator[str]:
+def head_layers(model: Any) -> Iterator[str]:
     """Linear layers outside the base model, and its pooler."""
     base = f"{model.base_model_prefix}." if model.base_model is not model else ""
     output = model.get_output_embeddings()

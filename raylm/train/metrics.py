@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raylm.artifact import disk_errors
+
 METRICS = "metrics.jsonl"
 
 
@@ -16,15 +18,28 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, from_step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= from_step]
+        self._folder = path.parent
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.rename(path)
-        self._file = path.open("a", encoding="utf-8")
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        with disk_errors(self._folder):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(path)
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, **values: Any) -> None:
-        """Append one line; it must hold `step`."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Append one line; it must hold `step`.
+
+        Raises:
+            HostError: the disk is full.
+        """
+        with disk_errors(self._folder):
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Have the lines so far on the disk, as what is saved next goes on from them."""
+        with disk_errors(self._folder):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -42,6 +57,8 @@ class MetricsTail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode, self._offset = 0, 0
+        self.is_anew = False
+        """Whether the last look began at the file's start."""
 
     def new(self) -> list[dict[str, Any]]:
         """Whole lines not seen yet; all of them again after a resume has replaced the file."""
@@ -51,7 +68,8 @@ class MetricsTail:
             return []
         with file:
             inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
+            self.is_anew = inode != self._inode
+            if self.is_anew:
                 self._inode, self._offset = inode, 0
             file.seek(self._offset)
             whole, _, _ = file.read().rpartition("\n")

@@ -8,11 +8,13 @@ that is not known has no peak, and its MFU is unknown: no figure is better than 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +25,15 @@ from raylm.errors import MissingExtra
 from raylm.train.plan.room import gpus
 
 Precision = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_SIDE = 1024
+_OWN_S = 0.2
+
+
+def _precision(config: TrainConfig) -> Precision:
+    # Tensor cores multiply fp16 as fast as bf16.
+    assert config.precision != "auto", "chosen before its peak is asked for"
+    return "bf16" if config.precision == "fp16" else config.precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +71,19 @@ def gpu_peak(name: str, precision: Precision) -> float | None:
     return getattr(found, precision) if found else None
 
 
-# 1024^3 is large enough for the rate of large products, and small enough for a slow core.
+# 1024^3 is large enough for the rate of large products, and small enough for a slow core; but
+# emulated bf16 would take many seconds, and is measured at 256^3 if a first try is that slow.
 _GEMM = """
 import sys, time, torch
 threads, precision = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(threads)
-n = 1024
-a = torch.randn(n, n).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+a = torch.randn(256, 256).to(dtype)
+a @ a
+start = time.perf_counter()
+a @ a
+n = 256 if time.perf_counter() - start > 0.02 else 1024
+a = torch.randn(n, n).to(dtype)
 b, out, best, end = a.T.contiguous(), a @ a, None, None
 while end is None or time.perf_counter() < end:
     start = time.perf_counter()
@@ -79,7 +96,7 @@ print(2 * n**3 / best)
 
 
 def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.3) -> float:
-    """The best rate of a 1024 x 1024 matrix product on this machine's CPU, FLOP/s.
+    """The best rate of a large matrix product on this machine's CPU, FLOP/s.
 
     Measured in a process of its own, so that this one needs no torch.
 
@@ -95,6 +112,29 @@ def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.3) -> flo
     if done.returncode:
         raise MissingExtra("torch", extra="train")
     return float(done.stdout)
+
+
+def own_peak(config: TrainConfig) -> float | None:
+    """The peak FLOP/s of what this worker's process has of a device; None is unknown.
+
+    A CPU's is measured here, with the threads that torch is bound to. Workers that measure
+    together share caches and clock as they do in training.
+    """
+    import torch
+
+    if config.gpus_per_worker:
+        if not torch.cuda.is_available():
+            return None
+        whole = gpu_peak(torch.cuda.get_device_name(), _precision(config))
+        return whole * min(1.0, config.gpus_per_worker) if whole else None
+    # Ones: random numbers would come from the generator that the training draws from.
+    a = torch.ones(_SIDE, _SIDE, dtype=getattr(torch, _DTYPES[config.precision]))
+    out, best = a @ a, math.inf
+    end = time.perf_counter() + _OWN_S
+    while (start := time.perf_counter()) < end:
+        torch.mm(a, a, out=out)
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best
 
 
 def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None) -> float | None:
@@ -116,7 +156,7 @@ def measure_peak(config: TrainConfig, root: Path) -> float | None:
     """The peak FLOP/s of one worker's device here; that of a CPU is remembered under `root`."""
     if config.gpus_per_worker:
         return known_peak(config, root)
-    peak = cpu_peak(worker_threads(config), config.precision)
+    peak = cpu_peak(worker_threads(config), _precision(config))
     write_atomic(_memory(root), json.dumps(_remembered(root) | {_key(config): peak}) + "\n")
     return peak
 
@@ -124,7 +164,7 @@ def measure_peak(config: TrainConfig, root: Path) -> float | None:
 def known_peak(config: TrainConfig, root: Path) -> float | None:
     """The same without measuring: a GPU's from the table, a CPU's if it was measured before."""
     if config.gpus_per_worker:
-        peaks = [gpu_peak(name, config.precision) for name, _ in gpus()]
+        peaks = [gpu_peak(name, _precision(config)) for name, _ in gpus()]
         known = [peak for peak in peaks if peak is not None]
         return min(known) if known and len(known) == len(peaks) else None
     return _remembered(root).get(_key(config))

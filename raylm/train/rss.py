@@ -11,8 +11,8 @@ _SELF = Path("/proc/self")
 
 def rss_bytes() -> int:
     """Resident memory now; shared libraries count in every process that maps them."""
-    pages = int((_SELF / "statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def peak_rss_bytes() -> int:
@@ -33,9 +33,18 @@ def peak_memory_bytes() -> int:
     """The peak of what decides whether a worker fits: a GPU's memory, else the process's."""
     import torch
 
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_reserved())
     return peak_rss_bytes()
+
+
+def memory_bytes() -> int:
+    """What is held now of the same memory."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return int(torch.cuda.memory_reserved())
+    return rss_bytes()
 
 
 def max_over_ranks(value: int) -> int:

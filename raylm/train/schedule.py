@@ -39,8 +39,9 @@ def lr_factor(schedule: ScheduleConfig, step: int, horizon: int | None, fixed_at
             return 1.0
         done = (step - start + 1) / max(1, horizon - start)
         return 1.0 - (1.0 - schedule.floor) * min(1.0, done)
-    done = (step - warmup + 1) / max(1, horizon - warmup)
-    return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    done = min(1.0, (step - warmup + 1) / max(1, horizon - warmup))
+    left = 1.0 - done if schedule.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return schedule.floor + (1.0 - schedule.floor) * left
 
 
 def fix_horizon(step: int, elapsed_s: float, last_step_s: float, time_s: float) -> int | None:

@@ -1,22 +1,28 @@
 """Signs of life: what each rank last did, in files that the driver reads.
 
-    <work>/ranks/rank-00003.json     rank, process, node, step, phase, and a count of beats
+    <work>/ranks/<attempt>/rank-00003.json     rank, process, node, step, and a count of beats
 
 A thread of the rank writes its file every second, so that a process that is stopped, or that
 holds the interpreter for good, falls silent; a rank that waits for another one does not.
+
+The driver takes the folder away when it begins another attempt. A rank that finds it gone has
+been given up and did not hear of it (its node was cut off, or slept), and ends at once: it must
+not write beside those that took its place.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+from raylm.processes import created_here
 
 RANKS = "ranks"
 """Folder in the stage's work folder."""
@@ -35,7 +41,7 @@ class Sign:
     """Start of the process, Unix time: a number alone may have been given anew."""
     host: str
     node_id: str
-    """Ray's."""
+    """Ray's; empty where the training runs without it."""
     step: int = -1
     """Steps done; -1 while the worker starts."""
     beats: int = 0
@@ -44,6 +50,18 @@ class Sign:
     def name(self) -> str:
         """For people."""
         return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+
+def begin_attempt(work: Path) -> str:
+    """Make the folder for a new attempt's signs, and end what may be left of earlier ones."""
+    ranks, attempt = work / RANKS, os.urandom(4).hex()
+    old = work / f".{RANKS}-{attempt}"
+    # Renamed first: a rank could write into a folder while its files are being removed.
+    with suppress(FileNotFoundError):
+        ranks.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+    (ranks / attempt).mkdir(parents=True)
+    return attempt
 
 
 class Beat:
@@ -77,26 +95,37 @@ class Beat:
 
     def _write(self) -> None:
         temporary = self._file.with_suffix(".tmp")
-        # A folder that has gone, or a full disk, must not end the training.
-        with self._writing, suppress(OSError):
+        with self._writing:
             self._sign["beats"] += 1
-            temporary.write_text(json.dumps(self._sign), encoding="utf-8")
-            temporary.rename(self._file)
+            try:
+                temporary.write_text(json.dumps(self._sign), encoding="utf-8")
+                temporary.rename(self._file)
+            except FileNotFoundError:
+                if not self._stop.is_set() and not self._file.parent.exists():
+                    _end_given_up(self._sign["rank"])
+            except OSError:
+                return  # a full disk must not end the training
+
+
+def _end_given_up(rank: int) -> None:
+    sys.stderr.write(f"rank {rank} was given up: its attempt is over\n")
+    sys.stderr.flush()
+    # Not by an exception: the main thread may wait for a rank that is gone.
+    os._exit(1)
 
 
 @contextmanager
-def beating(work: Path, rank: int) -> Iterator[Beat]:
+def beating(work: Path, attempt: str, rank: int) -> Iterator[Beat]:
     """Give signs of life in a rank's process, with Ray's names for the place."""
     import ray
 
-    folder = work / RANKS
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = work / RANKS / attempt
     sign = Sign(
         rank=rank,
         pid=os.getpid(),
-        created=psutil.Process().create_time(),
+        created=created_here(),
         host=os.uname().nodename,
-        node_id=ray.get_runtime_context().get_node_id(),
+        node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
     )
     beat = Beat(folder, sign)
     try:
@@ -108,7 +137,7 @@ def beating(work: Path, rank: int) -> Iterator[Beat]:
 def read_signs(work: Path) -> list[Sign]:
     """The last sign of every rank."""
     found = []
-    for file in sorted((work / RANKS).glob("rank-*.json")):
+    for file in sorted((work / RANKS).glob("*/rank-*.json")):
         try:
             found.append(Sign(**json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):

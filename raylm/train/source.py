@@ -6,6 +6,9 @@ are pure functions of the seed and the number, the same on every rank and after 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +53,11 @@ class Source:
     ) -> None:
         """Raises DataError where tokens are to be hidden and there is no token for it."""
         self.split = split
+        self.spent_s = 0.0
+        """Time that was spent on reading and packing, so far."""
         self._seed, self._special = seed, special
+        self.reference: npt.NDArray[np.float32] | None = None
+        """What batches say of their rows as `Batch.reference`, [num_samples, segments]."""
         self._masks = objective == "mlm"
         if self._masks and special.mask is None:
             raise DataError(
@@ -62,20 +69,22 @@ class Source:
 
     def batch(self, numbers: npt.ArrayLike) -> Batch:
         """Samples by global number, [n], in the order asked for."""
-        numbers = np.asarray(numbers, np.int64).reshape(-1)
-        return self._finished(self.split.batch(self.rows(numbers)), numbers)
+        with self._timed():
+            numbers = np.asarray(numbers, np.int64).reshape(-1)
+            return self._finished(self.rows(numbers), numbers)
 
     def in_order(self, rows: npt.ArrayLike) -> Batch:
         """The split's own rows [n], as evaluation reads them; row r is masked as sample r."""
         rows = np.asarray(rows, np.int64).reshape(-1)
-        return self._finished(self.split.batch(rows), rows)
+        return self._finished(rows, rows)
 
     def num_targets(self, numbers: npt.ArrayLike) -> int:
         """What the loss of these samples [m] is divided by."""
         numbers = np.asarray(numbers, np.int64).reshape(-1)
-        if not self._masks:
-            return self.split.num_targets(self.rows(numbers))
-        return int((self.batch(numbers).targets != NO_TARGET).sum())
+        with self._timed():
+            if not self._masks:
+                return self.split.num_targets(self.rows(numbers))
+            return int((self._finished(self.rows(numbers), numbers).targets != NO_TARGET).sum())
 
     def num_targets_in_order(self, rows: npt.ArrayLike) -> int:
         """What the loss of the split's own rows is divided by."""
@@ -94,8 +103,15 @@ class Source:
         size = self.split.num_samples
         return np.concatenate([sample_indices(self._seed, size, int(n), 1) for n in numbers])
 
-    def _finished(self, batch: Batch, numbers: I64) -> Batch:
-        batch = replace(batch, numbers=numbers)
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent_s += time.perf_counter() - started
+
+    def _finished(self, rows: I64, numbers: I64) -> Batch:
+        reference = None if self.reference is None else self.reference[rows]
+        batch = replace(self.split.batch(rows), numbers=numbers, reference=reference)
         if not self._masks:
             return batch
         return mask_tokens(batch, numbers, self._seed, self._special, self.split.vocab_size)

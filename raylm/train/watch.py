@@ -1,4 +1,4 @@
-"""Watch: the driver's eye on an attempt: progress, hung ranks, room for more workers."""
+"""Watch: the driver's eye on an attempt: progress, hung ranks, nodes that come and go."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-import psutil
-
+from raylm.processes import is_same
 from raylm.progress import Report, Tick
+from raylm.train.aside import Aside, nodes_for_workers
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsTail
+from raylm.train.notices import NoticesTail
 from raylm.train.orders import Order, give_order
-from raylm.train.placement import alive_nodes, room
+from raylm.train.placement import draining_nodes, room
 from raylm.train.signs import Sign, Silence, hung, read_signs
 
 _LOOK_S = 0.5
-_ROOM_EVERY_S = 5.0
+_NODES_EVERY_S = 5.0
 _ROOM_LOOKS = 3
 """Looks in a row that must find room: a node that comes and goes is not worth a restart."""
 
@@ -29,13 +31,15 @@ class Watch:
 
     def __init__(self, job: Job, num_workers: int, report: Report) -> None:
         self._job, self._num_workers, self._report = job, num_workers, report
+        self._notices = NoticesTail(job.work)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="raylm-train-watch", daemon=True)
         self.step = -1
         """The last step that was seen; -1 before the first."""
         self.cause: str | None = None
         """What the watch found wrong itself."""
-        self.is_resizing = False
+        self.restart: str | None = None
+        """Why the watch had the workers save and stop, to go on at once on other nodes."""
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -44,6 +48,7 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._tell()
 
     def wait(self, work: Callable[[], object]) -> None:
         """Call something outside the main thread, and wait for it here.
@@ -54,54 +59,69 @@ class Watch:
         passed on at once.
         """
         failure: list[BaseException] = []
+        # Not `join`: Python 3.11 takes a thread for ended when a signal interrupts that.
+        ended = threading.Event()
 
         def run() -> None:
             try:
                 work()
             except BaseException as error:
                 failure.append(error)
+            finally:
+                ended.set()
 
-        thread = threading.Thread(target=run, name="raylm-train", daemon=True)
-        thread.start()
+        threading.Thread(target=run, name="raylm-train", daemon=True).start()
         try:
-            _join(thread)
+            ended.wait()
         except (KeyboardInterrupt, SystemExit):
-            grace_s = self._job.config.checkpoint.grace_s
-            # Without a step there is nothing to save, and it may take a minute to get to one.
-            has_begun = any(sign.step >= 0 for sign in read_signs(self._job.work))
-            if has_begun and grace_s > 0:
-                self._report(Tick("train", "saving a checkpoint; again ends at once"))
-                give_order(self._job.work, Order.SAVE_AND_STOP)
-                _join(thread, grace_s)
+            if ask_to_save(self._job, self._report):
+                ended.wait(self._job.config.checkpoint.grace_s)
             raise
         if failure:
             raise failure[0]
 
     def _follow(self) -> None:
         job = self._job
-        self._report(Tick("train", f"starting {self._num_workers} workers"))
+        text = f"starting {self._num_workers} worker{'s' * (self._num_workers > 1)}"
+        text = "starting here" if job.config.is_alone else text
+        self._report(Tick("train", text, is_notice=True))
         tail, silence = MetricsTail(job.work / METRICS), Silence()
-        looks, next_room_s = 0, time.monotonic() + _ROOM_EVERY_S
+        aside = Aside(job, self._report) if job.config.validate_aside else None
+        looks, next_nodes_s = 0, time.monotonic() + _NODES_EVERY_S
         while not self._stop.wait(_LOOK_S):
+            self._tell()
             steps = [line for line in tail.new() if "loss" in line]
             if steps:
                 self._report(_tick(steps[-1], job.config.time_s))
+            if aside is not None:
+                aside.look()
             now = time.monotonic()
             signs = read_signs(job.work)
             self.step = max([self.step, *(sign.step for sign in signs)])
             if job.config.hang_s and self.cause is None:
                 self._end_hung(signs, silence, now)
-            if now >= next_room_s and self.step >= 0 and not self.is_resizing:
-                next_room_s = now + _ROOM_EVERY_S
+            may_restart = self.step >= 0 and self.restart is None and not job.config.is_alone
+            if may_restart and now >= next_nodes_s:
+                next_nodes_s = now + _NODES_EVERY_S
                 looks = looks + 1 if self._could_grow() else 0
-                if looks >= _ROOM_LOOKS:
-                    self.is_resizing = True
+                self.restart = leaving(signs, draining_nodes(), time.time()) or (
+                    "the cluster has grown" if looks >= _ROOM_LOOKS else None
+                )
+                if self.restart:
                     give_order(job.work, Order.SAVE_AND_STOP)
+        if aside is not None:
+            aside.close()
+
+    def _tell(self) -> None:
+        for text in self._notices.new():
+            self._report(Tick("train", text, is_notice=True))
 
     def _could_grow(self) -> bool:
         config = self._job.config
         most = min(config.max_workers, config.global_batch)
-        return most > self._num_workers and room(alive_nodes(), config) > self._num_workers
+        return (
+            most > self._num_workers and room(nodes_for_workers(config), config) > self._num_workers
+        )
 
     def _end_hung(self, signs: list[Sign], silence: Silence, now_s: float) -> None:
         silent_s = silence.look(signs, now_s)
@@ -120,10 +140,33 @@ class Watch:
                 self._report(Tick("train", f"{one.name} cannot be ended: {error}"))
 
 
-def _join(thread: threading.Thread, limit_s: float | None = None) -> None:
-    deadline = None if limit_s is None else time.monotonic() + limit_s
-    while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
-        thread.join(0.2)
+def ask_to_save(job: Job, report: Report) -> bool:
+    """Ask for a last checkpoint, if there is a step to save and grace to save it in."""
+    # Without a step there is nothing to save, and it may take a minute to get to one.
+    has_begun = any(sign.step >= 0 for sign in read_signs(job.work))
+    if not has_begun or not job.config.checkpoint.grace_s:
+        return False
+    report(Tick("train", "saving a checkpoint; again ends at once"))
+    give_order(job.work, Order.SAVE_AND_STOP)
+    return True
+
+
+def leaving(signs: list[Sign], draining: Mapping[str, float], now: float) -> str | None:
+    """Which of the ranks' nodes are told to go, in words; None if none is.
+
+    Args:
+        signs: of all ranks.
+        draining: Ray's node ids, and the Unix times when they must be gone; 0 is none.
+        now: Unix time.
+    """
+    going = [sign for sign in signs if sign.node_id in draining]
+    if not going:
+        return None
+    hosts = ", ".join(dict.fromkeys(sign.host for sign in going))
+    deadlines = [draining[sign.node_id] for sign in going if draining[sign.node_id]]
+    within = f" within {max(0.0, min(deadlines) - now):.0f} s" if deadlines else ""
+    ranks = ", ".join(str(sign.rank) for sign in going)
+    return f"{hosts} (rank {ranks}) has to go{within}"
 
 
 def _end(sign: Sign) -> None:
@@ -138,15 +181,17 @@ def _end(sign: Sign) -> None:
 
 def kill_same(pid: int, created: float) -> None:
     """SIGKILL for a process, unless its number belongs to another one by now."""
-    try:
-        if abs(psutil.Process(pid).create_time() - created) < 1:
+    if is_same(pid, created):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return
 
 
 def _tick(line: dict[str, Any], time_s: float | None) -> Tick:
-    text = f"loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
+    # A run that began with an older raylm has lines without them.
+    rate, mfu = line.get("recent_tokens_per_s") or line["tokens_per_s"], line.get("mfu")
+    left_s = line.get("left_s")
+    used = "unknown" if mfu is None else f"{mfu:.0%}"
+    text = f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s, MFU {used}"
     if line["horizon"] is None:
-        return Tick("train", text, line["elapsed_s"], time_s, "s")
-    return Tick("train", text, line["step"], line["horizon"], "steps")
+        return Tick("train", text, line["elapsed_s"], time_s, "s", left_s=left_s)
+    return Tick("train", text, line["step"], line["horizon"], "steps", left_s=left_s)

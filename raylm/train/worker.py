@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy.typing as npt
 import torch
 import torch.distributed
 
-from raylm.config.train import TrainConfig
 from raylm.data.shards import Batch, PackedSplit
 from raylm.errors import TrainError
 from raylm.model.build import build_model, save_model
 from raylm.model.folder import special_token_ids
+from raylm.model.fused_norm import use_fused_norm
 from raylm.stage import CHECKPOINTS
+from raylm.train.aside import take_results
 from raylm.train.checkpoint import (
     Checkpoint,
     Checkpointer,
@@ -28,22 +30,31 @@ from raylm.train.checkpoint import (
     complete_checkpoints,
     newest_sound,
 )
+from raylm.train.compiled import compile_layers, uncompiled
+from raylm.train.fresh_state import forget_first_step
+from raylm.train.gauges import Gauge, live_figures, read_gauge, sum_and_gather
+from raylm.train.generators import load_generators, save_generators, seed_generators
 from raylm.train.guard import HISTORY, verdict, window_of
+from raylm.train.held_out import held_out_rows
 from raylm.train.leak import check_no_leak
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
+from raylm.train.notices import give_notice
 from raylm.train.objectives.objective import head_of, objective_for
+from raylm.train.optimizer import make_optimizer
 from raylm.train.orders import Order, read_order
+from raylm.train.peak import own_peak
+from raylm.train.recent import Recent
+from raylm.train.reference import reference_file, remember, rows_of_run
 from raylm.train.reshard import load_resharded
 from raylm.train.rss import max_over_ranks, peak_memory_bytes, reset_peak_rss
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.shares import share
-from raylm.train.skips import Skip, documents_of, read_skips, write_skip
+from raylm.train.skips import SKIPPED, Skip, documents_of, read_skips, write_skip
 from raylm.train.source import Source, SpecialTokens
-from raylm.train.zero import deepspeed_config
+from raylm.train.zero import LEAST_SCALE, deepspeed_config
 
-_HELD_OUT_SAMPLES = 32
 _LEAK_SAMPLES = 32
 
 
@@ -57,6 +68,14 @@ class StepFigures:
     """Before clipping; None where DeepSpeed does not tell."""
     lr: float
     num_tokens: int
+    ranks: list[Gauge]
+    """What each rank saw."""
+    flops: int | None
+    """Of the model's own work; None is unknown."""
+    loss_scale: float | None = None
+    """fp16: what losses are multiplied by, after this step."""
+    overflowed: bool = False
+    """fp16: the gradients did not fit, the scale was lowered, and no weight was changed."""
 
 
 class Worker:
@@ -84,6 +103,7 @@ class Worker:
         self._resumes = job.resume
         self._log: MetricsLog | None = None
         self._engine: Any = None
+        self._peak: float | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -102,17 +122,21 @@ class Worker:
         )
         if job.config.lora is not None:
             add_adapters(model, job.config.lora)
+        if not job.config.gpus_per_worker:
+            use_fused_norm(model)
         self._objective.prepare(model, job.config)
         self._hf_config = model.config
         if job.config.activation_checkpointing:
             model.gradient_checkpointing_enable()
+        if job.config.compile:
+            compile_layers(model)
         model.train()
         self._zero = deepspeed_config(job.config, self._world_size)
         # An all-reduce for inference alone, which DeepSpeed would compile at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=_optimizer(model, job.config), config=self._zero
-        )
+        optimizer = make_optimizer(model, job.config)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._zero)
+        forget_first_step(self._engine)
         self.done = 0
         self._horizon = job.config.steps
         self._horizon_at = 0
@@ -120,28 +144,64 @@ class Worker:
         self._first_step_s: float | None = None
         self._losses: deque[float] = deque(maxlen=HISTORY)
         self._held_out_loss: tuple[int, float] | None = None
+        self._recent = Recent()
 
     # State -------------------------------------------------------------------------------
 
-    def restore(self) -> None:
+    def restore(self, *, event: str | None = None) -> None:
         """Go on from the newest sound checkpoint, if there is one and resuming is asked.
 
-        It may be of another number of workers: its state is then cut anew.
+        It may be of another number of workers: its state is then cut anew. `event` is what the
+        log calls it.
         """
+        if self._data.reference is None:
+            self._remember_start()
         found = self._newest() if self._resumes else None
         if found is not None:
             self._load(found)
         self._skips = read_skips(self._job.work)
+        if found is not None:
+            self._check_place(found.progress)
         if self._rank == 0:
             if self._log is not None:
                 self._log.close()
             self._log = MetricsLog(self._job.work / METRICS, from_step=self.done)
+        self._write(
+            event=event or ("start" if found is None else "resume"), workers=self._world_size
+        )
+
+    def _remember_start(self) -> None:
+        """What the model says before its first step, where the objective asks for it."""
+        ask = self._objective.at_start
+        if ask is None:
+            return
+        config, work = self._config, self._job.work
+        model = self._model
+        rows = rows_of_run(self._data, config)
+        remember(reference_file(work, "train"), ask, model, self._data, rows, config)
+        rows = held_out_rows(self._held_out.split)
+        remember(reference_file(work, "held_out"), ask, model, self._held_out, rows, config)
+
+    def _check_place(self, progress: Progress) -> None:
+        # Fewer skipped windows than the checkpoint knew would give it samples a second time.
+        consumed = progress.consumed_samples
+        if consumed is not None and int(self._numbers()[0]) < consumed:
+            raise TrainError(
+                f"the checkpoint of step {progress.step} had passed {consumed} samples, "
+                f"{SKIPPED} in the run's folder accounts for {int(self._numbers()[0])}",
+                code="train-skips-lost",
+                hint=f"put {SKIPPED} back, or start anew with --no-resume",
+            )
 
     def _newest(self) -> Checkpoint | None:
         # Hashing is the first rank's; the others take its word.
         found = None
         if self._rank == 0:
-            found = newest_sound(self._checkpoints.folder, config_hash=self._job.config_hash)
+            found = newest_sound(
+                self._checkpoints.folder,
+                config_hash=self._job.config_hash,
+                tell=lambda text: give_notice(self._job.work, text),
+            )
         step = int(self.agree(float(found.progress.step if found else -1)))
         known = complete_checkpoints(self._checkpoints.folder)
         return next((c for c in known if c.progress.step == step), None)
@@ -150,8 +210,7 @@ class Worker:
         progress = found.progress
         if progress.world_size == self._world_size:
             self._engine.load_checkpoint(str(found.state.parent), tag=found.state.name)
-            rng = np.load(found.state / f"rng-{self._rank}.npy", allow_pickle=False)
-            torch.set_rng_state(torch.from_numpy(rng))
+            load_generators(found.state, self._rank, gpu=self._is_on_gpu)
         else:
             load_resharded(
                 self._engine,
@@ -160,8 +219,8 @@ class Worker:
                 rank=self._rank,
                 barrier=torch.distributed.barrier,
             )
-            # The old ranks' generators are nobody's now: new ones, the same at every attempt.
-            torch.manual_seed(self._job.seed + progress.step * 1_000_003 + self._rank)
+            # The old ranks' generators are nobody's now.
+            seed_generators(self._job.seed, progress.step, self._rank)
         self.done = progress.step
         self._horizon, self._horizon_at = progress.horizon, progress.horizon_at
         self._elapsed_s = progress.elapsed_s
@@ -171,6 +230,8 @@ class Worker:
         """Write a checkpoint; all ranks together."""
         if self._config.checkpoint.keep_best and not self._is_validated():
             self.validate()
+        if self._log is not None:
+            self._log.sync()
         self._checkpoints.save(
             Progress(
                 step=self.done,
@@ -183,6 +244,7 @@ class Worker:
                 held_out_loss=self._held_out_loss[1]
                 if self._held_out_loss is not None and self._is_validated()
                 else None,
+                consumed_samples=int(self._numbers()[0]),
             ),
             self._write_state,
         )
@@ -193,7 +255,11 @@ class Worker:
     def _write_state(self, folder: Path) -> None:
         # DeepSpeed makes <save_dir>/<tag>: the draft's state folder is the tag.
         self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        np.save(folder / f"rng-{self._rank}.npy", torch.get_rng_state().numpy())
+        save_generators(folder, self._rank, gpu=self._is_on_gpu)
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self._config.gpus_per_worker > 0
 
     def finished(self) -> bool:
         """Whether the horizon is reached."""
@@ -208,8 +274,8 @@ class Worker:
         if self._config.mask_documents:
             # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
             batch = self._data.batch(np.arange(min(self._config.global_batch, _LEAK_SAMPLES)))
-            whole = self._config.zero < 3
-            check_no_leak(self._engine.module if whole else self._engine, batch, self._objective)
+            with uncompiled(self._config):
+                check_no_leak(self._model, batch, self._objective)
 
     # Work --------------------------------------------------------------------------------
 
@@ -217,12 +283,12 @@ class Worker:
         """One optimizer step on this rank's share of the next global batch."""
         config = self._config
         numbers = self._numbers()
+        spent_s = self._data.spent_s
         num_targets = self._data.num_targets(numbers)
-        lr = config.optimizer.lr * lr_factor(
-            config.schedule, self.done, self._horizon, self._horizon_at
-        )
+        factor = lr_factor(config.schedule, self.done, self._horizon, self._horizon_at)
+        lr = config.optimizer.lr * factor
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["peak_lr"] * factor
         parts = share(config.global_batch, config.micro_batch, self._world_size, self._rank)
         total = torch.zeros(1, dtype=torch.float64)
         for places in parts:
@@ -233,15 +299,38 @@ class Worker:
             self._engine.backward(nll * (self._world_size * len(parts) / num_targets))
             total += nll.detach().double().cpu()
             self._engine.step()
-        torch.distributed.all_reduce(total)
+        summed, ranks = sum_and_gather(
+            total,
+            read_gauge(self._data.spent_s - spent_s),
+            rank=self._rank,
+            world_size=self._world_size,
+        )
         self.done += 1
         norm = self._engine.get_global_grad_norm()
+        num_tokens = config.global_batch * self._data.split.seq_len
+        flops = self._job.flops
+        scale, overflowed = self._scaling()
         return StepFigures(
-            loss=float(total) / num_targets,
-            grad_norm=None if norm is None else float(norm),
+            loss=summed / num_targets,
+            grad_norm=None if norm is None or overflowed else float(norm),
             lr=lr,
-            num_tokens=config.global_batch * self._data.split.seq_len,
+            num_tokens=num_tokens,
+            ranks=ranks,
+            flops=flops.of_step(num_tokens, num_targets) if flops else None,
+            loss_scale=scale,
+            overflowed=overflowed,
         )
+
+    def _scaling(self) -> tuple[float | None, bool]:
+        """fp16: the loss scale, and whether the scaler has taken care of an overflow.
+
+        The step counts and its samples are passed over, as with torch's own scaler; at the
+        lowest scale an overflow is the guard's.
+        """
+        if self._config.precision != "fp16":
+            return None, False
+        scale = float(self._engine.optimizer.loss_scale)
+        return scale, bool(self._engine.optimizer.overflow) and scale > LEAST_SCALE
 
     def _numbers(self) -> npt.NDArray[np.int64]:
         """The samples of the next step: those of the next window that is not skipped."""
@@ -249,19 +338,33 @@ class Worker:
         window = window_of(self.done, [skip.window for skip in self._skips])
         return np.arange(window * size, (window + 1) * size)
 
+    @property
+    def _model(self) -> Any:
+        """What is called for a forward pass."""
+        # ZeRO-3 counts micro-batches in the engine's own, and has the head's weight only within
+        # it; below, the fused loss may look into the module.
+        return self._engine.module if self._config.zero < 3 else self._engine
+
     def _nll(self, batch: Batch) -> torch.Tensor:
-        # ZeRO-3 counts micro-batches in the engine's own forward pass, and has the head's
-        # weight only within it; below, the fused loss may look into the module.
-        whole = self._config.zero < 3
         return self._objective.loss(
-            self._engine.module if whole else self._engine,
+            self._model,
             batch,
             mask_documents=self._config.mask_documents,
-            whole_head=whole,
+            whole_head=self._config.zero < 3,
         )
 
-    def clock(self, seconds: float) -> None:
+    def find_peak(self) -> None:
+        """Find the peak FLOP/s of all workers together; unknown if one's is."""
+        if self._job.flops is not None:
+            torch.distributed.barrier()
+            mine = own_peak(self._config)
+            box = torch.tensor([math.nan if mine is None else mine], dtype=torch.float64)
+            torch.distributed.all_reduce(box)
+            self._peak = None if math.isnan(float(box)) else float(box)
+
+    def clock(self, seconds: float, figures: StepFigures) -> None:
         """Count the time of a step; under a time limit, fix the horizon once it is known."""
+        self._recent.note(seconds, figures.num_tokens, figures.flops, time.monotonic())
         if self._first_step_s is None:
             self._first_step_s = seconds
         self._elapsed_s += seconds
@@ -283,25 +386,30 @@ class Worker:
 
     def validate(self) -> float:
         """Loss on a fixed part of the held-out split, nats per target token."""
-        rows = np.arange(min(_HELD_OUT_SAMPLES, self._held_out.split.num_samples))
-        mine = rows[self._rank :: self._world_size]
+        started = time.perf_counter()
+        config, rows = self._config, held_out_rows(self._held_out.split)
         figures = torch.zeros(2, dtype=torch.float64)
         self._engine.eval()
-        with torch.no_grad():
-            # ZeRO-3 gathers parameters in every forward: all ranks take the same number.
-            for start in range(0, -(-len(rows) // self._world_size), self._config.micro_batch):
-                part = mine[start : start + self._config.micro_batch]
-                batch = self._held_out.in_order(part if len(part) else rows[:1])
+        with torch.no_grad(), uncompiled(config):
+            for places in share(len(rows), config.micro_batch, self._world_size, self._rank):
+                # ZeRO-3 gathers parameters in every forward: a rank without a row goes along.
+                batch = self._held_out.in_order(rows[places] if len(places) else rows[:1])
                 nll = self._nll(batch)
-                if len(part):
+                if len(places):
                     figures[0] += float(nll)
-                    figures[1] += self._held_out.num_targets_in_order(part)
+                    figures[1] += self._held_out.num_targets_in_order(rows[places])
         self._engine.train()
         torch.distributed.all_reduce(figures)
         loss = float(figures[0] / figures[1])
         self._held_out_loss = (self.done, loss)
-        self._write(held_out_loss=loss)
+        self._write(held_out_loss=loss, seconds=round(time.perf_counter() - started, 3))
         return loss
+
+    def take_aside(self) -> None:
+        """Write down what was found beside the training since the last time."""
+        if self._log is not None:
+            for found in take_results(self._job.work):
+                self._log.write(time=round(time.time(), 3), aside=True, **asdict(found))
 
     def log(self, figures: StepFigures) -> None:
         """Write a step's line."""
@@ -313,6 +421,19 @@ class Worker:
             elapsed_s=round(self._elapsed_s, 3),
             tokens_per_s=round(figures.num_tokens * self.done / self._elapsed_s, 1),
             horizon=self._horizon,
+            **live_figures(
+                figures.ranks,
+                self._recent,
+                self._peak,
+                self._recent.left_s(
+                    done=self.done,
+                    horizon=self._horizon,
+                    elapsed_s=self._elapsed_s,
+                    time_s=self._config.time_s,
+                ),
+            ),
+            **({} if figures.loss_scale is None else {"loss_scale": figures.loss_scale}),
+            **({"overflowed": True} if figures.overflowed else {}),
         )
 
     def _write(self, **values: Any) -> None:
@@ -347,7 +468,7 @@ class Worker:
         torch.distributed.barrier()
         self._begin()
         self._resumes = True
-        self.restore()
+        self.restore(event="rollback")
 
     def wants(self) -> Order:
         """What the driver asks for; the first rank reads it, all agree."""
@@ -371,26 +492,11 @@ class Worker:
 
     def close(self) -> None:
         """Write the fullest worker's peak of memory; close the log and the process group."""
+        self.take_aside()
         self._write(peak_memory_bytes=max_over_ranks(peak_memory_bytes()))
         if self._log is not None:
             self._log.close()
         self._engine.destroy()
-
-
-def _optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only."""
-    options = config.optimizer
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": options.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=options.lr,
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
-    )
 
 
 def _gives_up(

@@ -7,6 +7,7 @@ import pytest
 from raylm.artifact import Artifact
 from raylm.cli import main
 from raylm.store import Store
+from tests.bench.server import serve  # noqa: F401
 
 
 class Result:

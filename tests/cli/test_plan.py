@@ -29,7 +29,7 @@ def test_json_has_every_number(raylm) -> None:
     assert done.code == 0, done.err
     found = done.json
     count = PRESETS["llama-30m"].num_parameters(8192)
-    assert found["decoder"]["num_parameters"] == count
+    assert found["model"]["num_parameters"] == count
     assert found["fits"] is True
     assert found["room_bytes"] == 8 * GIB
     assert found["train"]["workers"] == 2
@@ -70,6 +70,39 @@ def test_what_does_not_fit_is_code_3_with_the_nearest_that_does(raylm, machine) 
     again = raylm("plan", *SMALL, *sets, "--set", f"train.micro_batch={nearest}", "-o", "json")
     assert again.code == 0
     assert again.json["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("preset", "format", "architecture", "count"),
+    [
+        ("t5-10m", "pairs", "encoder-decoder", PRESETS["t5-10m"].num_parameters(8192)),
+        ("bert-10m", "text", "encoder", PRESETS["bert-10m"].num_parameters(8192)),
+    ],
+)
+def test_the_other_architectures_have_a_plan(
+    raylm, machine, preset: str, format: str, architecture: str, count: int
+) -> None:
+    sets = ("--set", f"model.preset={preset}", "--set", f"data.format={format}")
+    done = raylm("plan", *sets, "-o", "json")
+    assert done.code == 0, done.err
+    found = done.json
+    assert found["model"]["architecture"] == architecture
+    assert found["model"]["num_parameters"] == count
+    assert found["memory"]["activations"] > 0
+    assert found["disk"]["checkpoint_bytes"] == 16 * count
+    assert found["pace"]["tokens_per_s"] > 0
+    machine(4 * GIB)
+    sets += ("--set", "train.global_batch=64", "--set", "train.micro_batch=32")
+    done = raylm("plan", *sets, "-o", "json")
+    assert done.code == 3
+    nearest = done.json["nearest"]["train.micro_batch"]
+    assert int(nearest) == done.json["largest_micro_batch"] < 32
+
+
+def test_a_model_that_cannot_learn_from_the_data_is_refused(raylm) -> None:
+    done = raylm("plan", "--set", "model.preset=t5-10m")
+    assert done.code == 2
+    assert "error[objective-model]" in done.err
 
 
 def test_a_cluster_elsewhere_is_not_judged_by_this_machine(raylm, machine) -> None:

@@ -32,6 +32,9 @@ def test_figures() -> None:
     pace.note(12, 8.0)
     tick = Tick("train", "loss 3.1", 12, 40, "steps")
     assert figures(tick, pace, 8.0) == "12/40 steps, 1.5 steps/s, 8.0 s, 18.7 s left"
+    # Who works knows better: it has seen the checkpoints too.
+    tick = Tick("train", "loss 3.1", 12, 40, "steps", left_s=42.0)
+    assert figures(tick, pace, 8.0) == "12/40 steps, 1.5 steps/s, 8.0 s, 42.0 s left"
     assert figures(Tick("data", "reading"), Pace(0.0), 3.0) == "3.0 s"
     assert is_end(Tick("data", "", 1, 1))
 
@@ -59,6 +62,15 @@ def test_without_a_terminal_a_line_every_five_seconds() -> None:
     assert lines[-1] == "train: loss 3.1 (100/100 steps, 5 steps/s, 20.0 s)"
 
 
+def test_what_happened_is_shown_at_once() -> None:
+    out = io.StringIO()
+    show = Lines(out, clock=lambda: 0.0)
+    show(Tick("train", "starting"))
+    show(Tick("train", "still starting"))
+    show(Tick("train", "rank 1 died", is_notice=True))
+    assert out.getvalue().splitlines() == ["train: starting (0.0 s)", "train: rank 1 died (0.0 s)"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**40, "5.0 TiB")]
 )
@@ -76,3 +88,15 @@ def test_seconds(value: float, text: str) -> None:
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert table(("a", "b"), [("xxx", 1)]) == "a    b\nxxx  1"
+
+
+def test_what_is_to_be_known_is_shown_whenever_it_comes() -> None:
+    out, now = io.StringIO(), 0.0
+    show = Lines(out, clock=lambda: now)
+    for step in range(4):
+        show(Tick("train", f"loss {step}", step, 100, "steps"))
+        show(Tick("train", f"passed over {step}", is_notice=True))
+    assert out.getvalue().splitlines() == [
+        "train: loss 0 (0/100 steps, 0.0 s)",
+        *(f"train: passed over {step} (0.0 s)" for step in range(4)),
+    ]

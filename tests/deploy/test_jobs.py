@@ -20,7 +20,7 @@ from raylm.deploy.dashboard import find_dashboard
 from raylm.deploy.jobs import Job, Jobs
 from raylm.deploy.record import ClusterInfo
 from raylm.store import Store
-from tests.integration.processes import end, start, stop_all
+from tests.product.processes import end, start, stop_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,28 @@ def make_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def save_folder(tokenizer, tmp_path_factory) -> Callable[..., Path]:
+    """save_folder(model, sharper=1.0) -> its folder, as raylm writes it after training."""
+    import torch
+
+    from raylm.model.build import save_model
+
+    def save(model: torch.nn.Module, sharper: float = 1.0) -> Path:
+        folder = tmp_path_factory.mktemp(type(model).__name__.lower())
+        with torch.no_grad():
+            for parameter in {id(p): p for p in model.parameters() if p.dim() > 1}.values():
+                parameter.mul_(sharper)
+        tokenizers = tmp_path_factory.mktemp("tokenizer")
+        tokenizer.save(str(tokenizers / "tokenizer.json"))
+        (tokenizers / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+        model.config.architectures = [type(model).__name__]
+        save_model(model.config, model.state_dict(), tokenizers, folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def llama(make_model) -> Path:
     return make_model("Llama")
 
@@ -92,12 +115,20 @@ def int8_llama(llama, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quantize() -> Callable[[Path, Path, str], Path]:
+def int4_llama(llama, tmp_path_factory) -> Path:
+    """The same model with 4 bits a weight and a scale for every 32 columns."""
+    return quantize_folder(llama, tmp_path_factory.mktemp("int4"), "pack-quantized", 4, 32)
+
+
+@pytest.fixture(scope="session")
+def quantize() -> Callable[..., Path]:
     return quantize_folder
 
 
-def quantize_folder(source: Path, folder: Path, layout: str) -> Path:
-    """Round to nearest, one scale per output row; lm_head stays as it is."""
+def quantize_folder(
+    source: Path, folder: Path, layout: str, num_bits: int = 8, group_size: int | None = None
+) -> Path:
+    """Round to nearest, one scale per output row or group of columns; lm_head stays as it is."""
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
     from compressed_tensors.quantization import (
@@ -112,18 +143,27 @@ def quantize_folder(source: Path, folder: Path, layout: str) -> Path:
         if not name.endswith("_proj.weight"):
             tensors[name] = weight
             continue
-        scale = weight.abs().amax(1, keepdim=True) / 127
-        integers = torch.round(weight / scale).clamp(-128, 127).to(torch.int8)
-        tensors[f"{name}_scale"] = scale
+        grouped = weight.reshape(weight.shape[0], -1, group_size or weight.shape[1])
+        half = 2 ** (num_bits - 1)
+        scale = grouped.abs().amax(2, keepdim=True) / (half - 1)
+        integers = torch.round(grouped / scale).clamp(-half, half - 1).to(torch.int8)
+        integers = integers.reshape(weight.shape)
+        tensors[f"{name}_scale"] = scale[:, :, 0].contiguous()
         if layout == "pack-quantized":
-            tensors[f"{name}_packed"] = pack_to_int32(integers, 8)
+            tensors[f"{name}_packed"] = pack_to_int32(integers, num_bits)
             tensors[f"{name}_shape"] = torch.tensor(integers.shape)
         else:
             tensors[name] = integers
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     scheme = QuantizationScheme(
         targets=["Linear"],
-        weights=QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel"),
+        weights=QuantizationArgs(
+            num_bits=num_bits,
+            type="int",
+            symmetric=True,
+            strategy="channel" if group_size is None else "group",
+            group_size=group_size,
+        ),
         format=layout,
     )
     quantization = QuantizationConfig(
@@ -193,6 +233,11 @@ class Client:
     @staticmethod
     def ids(chunks: list[Chunk]) -> list[int]:
         return [token_id for chunk in chunks for token_id in chunk.token_ids]
+
+    @staticmethod
+    def told(chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks without what they tell of the cache, which depends on others."""
+        return [replace(chunk, num_cached_tokens=None) for chunk in chunks]
 
     @staticmethod
     def text(chunks: list[Chunk]) -> str:

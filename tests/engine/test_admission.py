@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from raylm.engine.admission import check_request
-from raylm.engine.protocol import Capabilities, Request, Sampling
+from raylm.engine.protocol import Capabilities, Grammar, Request, Sampling
 from raylm.errors import RequestError
 
-CAPABILITIES = Capabilities("fake", 16, 100, (1,))
+CAPABILITIES = Capabilities("fake", 16, 100, (1,), frozenset({"generate", "prompt_logprobs"}))
 
 
 def request(prompt_ids=(5,), emitted_ids=(), variant=None, **sampling):
@@ -28,8 +30,17 @@ def request(prompt_ids=(5,), emitted_ids=(), variant=None, **sampling):
         ({"top_k": -1}, "invalid_value", "top_k"),
         ({"repetition_penalty": 0.0}, "invalid_value", "repetition_penalty"),
         ({"frequency_penalty": float("inf")}, "invalid_value", "frequency_penalty"),
+        ({"min_p": -0.1}, "invalid_value", "min_p"),
+        ({"min_p": 1.1}, "invalid_value", "min_p"),
+        ({"min_tokens": 17}, "invalid_value", "min_tokens"),
+        ({"logit_bias": ((100, 1.0),)}, "invalid_token_id", "logit_bias"),
+        ({"logit_bias": ((9, -100.5),)}, "invalid_value", "logit_bias"),
+        ({"logit_bias": ((9, float("nan")),)}, "invalid_value", "logit_bias"),
+        ({"grammar": Grammar("regex", "a", "guided_regex")}, "unsupported", "guided_regex"),
         ({"num_logprobs": 101}, "invalid_value", "num_logprobs"),
         ({"num_logprobs": -1}, "invalid_value", "num_logprobs"),
+        ({"num_prompt_logprobs": 101}, "invalid_value", "num_prompt_logprobs"),
+        ({"num_prompt_logprobs": -1}, "invalid_value", "num_prompt_logprobs"),
         ({"stop": ("a", "")}, "invalid_value", "stop"),
     ],
 )
@@ -44,3 +55,11 @@ def test_the_limits_themselves_are_served():
         request((0, 99) * 7 + (5,), top_p=1.0, max_tokens=1, num_logprobs=100), CAPABILITIES
     )
     check_request(request(emitted_ids=(5,) * 15), CAPABILITIES)
+
+
+def test_an_engine_without_logprobs_of_the_prompt_refuses_them():
+    without = replace(CAPABILITIES, features=frozenset({"generate"}))
+    check_request(request(), without)
+    with pytest.raises(RequestError, match="'fake' gives no logprobs of the prompt") as error:
+        check_request(request(num_prompt_logprobs=0), without)
+    assert (error.value.status, error.value.param) == (400, "num_prompt_logprobs")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from raylm.engine.answer import Answer
@@ -37,6 +38,13 @@ def test_the_answer_ends_at_its_limit_or_at_the_context_s(
 def test_the_end_token_ends_it_without_text(make):
     last = make().take(Sampled(1))
     assert (last.token_ids, last.text, last.finish_reason) == ((1,), "", "stop")
+
+
+def test_the_end_token_is_banned_until_the_least_length(make):
+    answer = make(emitted_ids=(40,), min_tokens=2)
+    assert answer.row().banned_ids == (1,)
+    answer.take(Sampled(41))
+    assert answer.row().banned_ids == ()
 
 
 def test_ignore_eos_goes_on(make):
@@ -80,3 +88,37 @@ def test_a_stop_string_in_the_emitted_tokens_has_ended_the_answer(make, tokenize
 def test_penalties_are_kept_only_where_they_are_set(make):
     assert make().row().penalties is None
     assert make(presence_penalty=0.1).row().penalties is not None
+
+
+def test_the_prompt_s_logprobs_are_noted_once_and_go_out_with_the_first_token(make):
+    answer = make(prompt_ids=(5, 6, 7), num_prompt_logprobs=1)
+    logits = np.zeros((3, 400), np.float32)
+    logits[0, 6], logits[1, 9] = 20.0, 20.0
+    assert answer.num_scored == 2
+    answer.score(0, logits[:1])
+    answer.score(0, logits)  # read anew; the last row is the answer's own
+    answer.num_cached_tokens = 0
+    first, second = answer.take(Sampled(40)), answer.take(Sampled(41))
+    nothing, six, seven = first.prompt_logprobs
+    assert nothing is None
+    assert (six.token_id, round(six.logprob, 3), six.top[0][0]) == (6, 0.0, 6)
+    assert (seven.token_id, round(seven.logprob, 3), seven.top[0][0]) == (7, -20.0, 9)
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, None)
+    assert second.prompt_logprobs == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "emitted_ids", "sampling", "num_scored", "told"),
+    [
+        ((5, 6, 7), (), {}, 0, ()),
+        ((5, 6, 7), (), {"num_prompt_logprobs": 0}, 2, (None,)),
+        ((5,), (), {"num_prompt_logprobs": 0}, 0, (None,)),
+        ((5, 6, 7), (40,), {"num_prompt_logprobs": 0}, 0, ()),  # was told before
+    ],
+)
+def test_a_prompt_is_scored_where_it_was_asked_for_and_not_twice(
+    make, prompt_ids, emitted_ids, sampling, num_scored, told
+):
+    answer = make(prompt_ids, emitted_ids, **sampling)
+    assert answer.num_scored == num_scored
+    assert answer.take(Sampled(41)).prompt_logprobs == told

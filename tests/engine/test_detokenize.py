@@ -116,3 +116,20 @@ def test_nothing_comes_after_a_stop_string(tokenizer):
 def test_special_tokens_have_no_text(tokenizer):
     made, parts = pieces(tokenizer, [1, *tokenizer.encode("hi").ids, 1])
     assert "".join(parts) + made.flush() == "hi"
+
+
+def test_stop_strings_before_the_least_length_are_text(tokenizer):
+    token_ids = [tokenizer.token_to_id(sign) for sign in "aXbXc"]
+    made, parts = pieces(tokenizer, token_ids, stop=("X",), min_tokens=3)
+    assert parts == ["a", "X", "b", "", ""]
+    assert made.finished
+    made, parts = pieces(tokenizer, token_ids[:2], stop=("X",), min_tokens=3)
+    assert "".join(parts) + made.flush() == "aX" and not made.finished
+
+
+def test_a_stop_string_that_begins_before_the_least_length_ends_the_text_after_it(tokenizer):
+    token_ids = [tokenizer.token_to_id(sign) for sign in "aXYb"]
+    made, parts = pieces(tokenizer, token_ids, stop=("XY",), min_tokens=2)
+    assert parts[:3] == ["a", "", ""] and made.finished
+    other = Detokenizer(tokenizer, [], stop=("XY",), min_tokens=2, emitted_ids=token_ids[:2])
+    assert other.feed(token_ids[2]) == "" and other.finished

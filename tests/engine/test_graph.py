@@ -49,6 +49,19 @@ def test_int8_integers_and_scales_are_those_of_the_safetensors(int8_llama, tmp_p
         assert path == ["Convert", "Multiply", "MatMul"]
 
 
+def test_int4_weights_are_kept_and_fused_as_four_bits(int4_llama, tmp_path):
+    model = read_ir(int4_llama, tmp_path)
+    found = constants(model)["model.layers.0.mlp.down_proj.weight"]
+    assert (found.get_element_type(), list(found.shape)) == (ov.Type.i4, [64, 3, 32])
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [
+        op.input_value(1).get_element_type()
+        for op in compiled.get_runtime_model().get_ops()
+        if op.get_rt_info()["layerType"].value == "FullyConnected"
+    ]
+    assert sorted(map(str, kinds)) == sorted(map(str, [ov.Type.i4] * 14 + [ov.Type.f32]))
+
+
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", ov.Type.f32), ("bfloat16", ov.Type.bf16)])
 def test_weights_stay_in_the_type_they_are_stored_in(make_model, tmp_path, dtype, kind):
     folder = make_model("Llama", dtype=dtype)

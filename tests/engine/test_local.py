@@ -4,7 +4,7 @@ import pytest
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.local import LocalEngine
-from raylm.engine.protocol import Capabilities
+from raylm.engine.protocol import Capabilities, Grammar
 from raylm.engine.runner import StepResult
 from raylm.engine.sampler import Sampled
 from raylm.errors import RaylmError, RequestError
@@ -15,7 +15,8 @@ CAPABILITIES = Capabilities("fake", 100, 400, (1,))
 class Runner:
     """Gives every answer token 40 in each step."""
 
-    num_blocks = num_free_blocks = num_waiting = 0
+    num_blocks = num_free_blocks = num_waiting = num_queried_tokens = num_found_tokens = 0
+    num_guessed_tokens = num_confirmed_tokens = 0
 
     def __init__(self):
         self.answers = {}
@@ -87,3 +88,12 @@ def test_health_and_requests_fail_once_it_is_closed(engine, client):
     assert error.value.code == "engine-closed"
     with pytest.raises(RaylmError):
         client.ask(engine, client.request([5]))
+
+
+def test_without_the_package_grammars_are_refused(tokenizer, client, monkeypatch):
+    monkeypatch.setattr("raylm.engine.local.has_grammars", lambda: False)
+    engine = LocalEngine(Runner(), tokenizer, CAPABILITIES, EngineConfig())
+    with pytest.raises(RequestError) as error:
+        client.ask(engine, client.request([5], grammar=Grammar("regex", "a", "guided_regex")))
+    assert (error.value.code, error.value.param) == ("unsupported", "guided_regex")
+    engine.close()

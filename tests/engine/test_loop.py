@@ -4,11 +4,10 @@ import time
 
 import pytest
 
-from raylm.engine import loop as loop_module
 from raylm.engine.answer import Answer
 from raylm.engine.loop import StepLoop
 from raylm.engine.protocol import Capabilities, Request, Sampling
-from raylm.engine.runner import StepResult
+from raylm.engine.runner import StepResult, deadline_error
 from raylm.engine.sampler import Sampled
 from raylm.errors import RaylmError, RequestError
 
@@ -18,7 +17,8 @@ CAPABILITIES = Capabilities("fake", 1000, 400, ())
 class FakeRunner:
     """Gives every answer token 40 in each step; `gate` lets one step through per release."""
 
-    num_blocks = num_free_blocks = 0
+    num_blocks = num_free_blocks = num_queried_tokens = num_found_tokens = 0
+    num_guessed_tokens = num_confirmed_tokens = 0
 
     def __init__(self, gated=False, error=None):
         self.answers, self.order = {}, []
@@ -71,8 +71,15 @@ def answer(tokenizer):
 def start():
     loops = []
 
-    def start(runner, max_batch_size=4, max_waiting=4):
-        loops.append(StepLoop(runner, max_batch_size=max_batch_size, max_waiting=max_waiting))
+    def start(runner, max_batch_size=4, max_waiting=4, step_timeout_s=30.0):
+        loops.append(
+            StepLoop(
+                runner,
+                max_batch_size=max_batch_size,
+                max_waiting=max_waiting,
+                step_timeout_s=step_timeout_s,
+            )
+        )
         return loops[-1]
 
     yield start
@@ -179,6 +186,46 @@ def test_three_failed_steps_in_a_row_are_fatal(start, answer):
     assert runner.closed
 
 
+@pytest.mark.parametrize(
+    ("error", "fatal"),
+    [
+        (RaylmError("not finite", code="non-finite-logits"), True),
+        (deadline_error("x"), False),  # the client's business, not the engine's
+    ],
+)
+def test_an_engine_of_which_every_row_fails_is_broken(start, answer, error, fatal):
+    runner = FakeRunner()
+    runner.step = lambda now_s: StepResult(failed=[(runner.answers.popitem()[0], error)])
+    steps = start(runner)
+
+    async def ask(name):
+        return await drain(steps.submit(answer(name)))
+
+    for name in "abc":
+        assert asyncio.run(ask(name))[0].code == error.code
+    if not fatal:
+        steps.health()
+        return
+    steps._thread.join(5)
+    with pytest.raises(RaylmError, match="3 steps in a row failed, the last with: not finite"):
+        steps.health()
+
+
+def test_a_token_in_between_tells_that_the_engine_works(start, answer):
+    runner = FakeRunner()
+    steps = start(runner)
+
+    async def ask(name):
+        return (await drain(steps.submit(answer(name))))[-1]
+
+    for name in "abcd":
+        runner.error = ValueError("broken")
+        assert asyncio.run(ask(name)).code == "engine-step-failed"
+        runner.error = None
+        assert asyncio.run(ask(name)).finish_reason == "length"
+    steps.health()
+
+
 def test_a_failure_outside_the_steps_is_fatal_and_reported_to_all(start, answer):
     runner = FakeRunner(gated=True)
     runner.abandon = lambda: 1 / 0
@@ -193,22 +240,58 @@ def test_a_failure_outside_the_steps_is_fatal_and_reported_to_all(start, answer)
     assert asyncio.run(ask())[0].code == "engine-failed"
 
 
-def test_a_step_that_hangs_makes_the_engine_unhealthy(start, answer, monkeypatch):
-    monkeypatch.setattr(loop_module, "_STALLED_AFTER_S", 0.05)
+def test_a_step_that_hangs_ends_its_requests_and_makes_the_engine_unhealthy(start, answer):
     runner = FakeRunner(gated=True)
+    steps = start(runner, step_timeout_s=0.05)
+
+    async def ask():
+        tickets = [steps.submit(answer(name, 50)) for name in "ab"]
+        items = [await drain(ticket) for ticket in tickets]  # the step still hangs
+        with pytest.raises(RaylmError) as error:
+            steps.health()
+        with pytest.raises(RaylmError):
+            steps.submit(answer("c"))
+        return items, error.value.code
+
+    items, code = asyncio.run(ask())
+    assert [[item.code for item in found] for found in items] == [["engine-stalled"]] * 2
+    assert code == "engine-stalled"
+    runner.gate.release()
+    wait_until_healthy(steps)
+    wait_until(lambda: not runner.answers)  # they are not answered to nobody
+    assert steps.stats().cancelled_total == 2 and runner.num_steps == 1
+
+    async def again():
+        ticket = steps.submit(answer("a", 1))
+        runner.gate.release()
+        return await drain(ticket)
+
+    assert asyncio.run(again())[-1].finish_reason == "length"
+
+
+def test_a_search_for_the_culprit_is_no_failure_of_the_engine(start, answer):
+    runner = FakeRunner(error=ValueError("broken"))
+    searches = iter([None] * 6)
+
+    def abandon():
+        try:
+            return next(searches)
+        except StopIteration:
+            del runner.answers["a"]
+            runner.error = None
+            return ["a"]
+
+    runner.abandon = abandon
     steps = start(runner)
 
     async def ask():
-        ticket = steps.submit(answer("a", 1))
-        await asyncio.sleep(0.2)
-        with pytest.raises(RaylmError) as error:
-            steps.health()
-        runner.gate.release()
-        await drain(ticket)
-        return error.value.code
+        return await asyncio.gather(*(drain(steps.submit(answer(name))) for name in "ab"))
 
-    assert asyncio.run(ask()) == "engine-stalled"
-    wait_until_healthy(steps)
+    (error,), whole = asyncio.run(ask())
+    assert error.code == "engine-step-failed"
+    assert [chunk.position for chunk in whole] == [0, 1, 2]
+    assert runner.num_steps == 10
+    steps.health()
 
 
 def test_an_event_loop_that_is_gone_cancels_its_answers(start, answer):
@@ -220,10 +303,7 @@ def test_an_event_loop_that_is_gone_cancels_its_answers(start, answer):
 
     asyncio.run(leave())
     runner.gate.release(3)
-    until = time.monotonic() + 5
-    while runner.answers and time.monotonic() < until:
-        time.sleep(0.005)
-    assert not runner.answers
+    wait_until(lambda: not runner.answers)
 
 
 def test_closing_ends_what_runs_as_cancelled(start, answer):
@@ -250,3 +330,10 @@ def wait_until_healthy(steps):
         except RaylmError:
             time.sleep(0.01)
     steps.health()
+
+
+def wait_until(condition):
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from raylm.config.engine import EngineConfig
+from raylm.engine.batch import token_batch
 from raylm.engine.load import load
-from raylm.engine.openvino import token_batch
+from raylm.engine.protocol import Grammar
 from raylm.engine.scheduler import Slice, Step
 from raylm.engine.sequence import new_sequence
 from raylm.errors import RaylmError, RequestError
@@ -37,6 +39,37 @@ def start(cache_root):
 @pytest.fixture(scope="module")
 def engine(start, llama):
     return start(llama)
+
+
+def test_an_answer_follows_its_grammar_beside_a_free_one_and_when_continued(
+    engine, client, prompts
+):
+    schema = {
+        "type": "object",
+        "properties": {"sort": {"enum": ["a", "b"]}, "size": {"type": "integer", "maximum": 99}},
+        "required": ["sort", "size"],
+        "additionalProperties": False,
+    }
+    settings = {
+        "max_tokens": 200,
+        "temperature": 0.8,
+        "seed": 2,
+        "grammar": Grammar("json_schema", json.dumps(schema)),
+    }
+    (alone,) = client.ask(engine, client.request(prompts[4], max_tokens=20))
+    bound, free = client.ask(
+        engine,
+        client.request(prompts[3], **settings),
+        client.request(prompts[4], max_tokens=20),
+    )
+    assert client.ids(free) == client.ids(alone)
+    assert "grammar" in engine.capabilities().features
+    found = json.loads(client.text(bound))
+    assert found["sort"] in "ab" and found["size"] <= 99
+    ids = client.ids(bound)
+    half = len(ids) // 2
+    (rest,) = client.ask(engine, client.request(prompts[3], ids[:half], **settings))
+    assert client.ids(rest) == ids[half:]
 
 
 def test_greedy_answers_equal_transformers_with_requests_joining_midway(
@@ -102,21 +135,32 @@ def test_each_kind_of_decoder_equals_transformers(
     engine.close()
 
 
-def test_int8_answers_equal_transformers_on_the_same_folder(
-    start, int8_llama, reference_of, client, prompts
+@pytest.mark.parametrize("fixture", ["int8_llama", "int4_llama"])
+def test_integer_weights_answers_equal_transformers_on_the_same_folder(
+    start, request, reference_of, client, prompts, fixture
 ):
-    reference, engine = reference_of(int8_llama), start(int8_llama)
+    folder = request.getfixturevalue(fixture)
+    reference, engine = reference_of(folder), start(folder)
     answers = client.ask(engine, *(client.request(p, max_tokens=24) for p in prompts))
     assert [client.ids(a) for a in answers] == [reference(p, 24) for p in prompts]
-    assert engine.capabilities().weights == "int8"
+    assert engine.capabilities().weights == fixture.removesuffix("_llama")
+
+
+def test_integers_stored_one_a_byte_give_the_answers_of_packed_ones(
+    start, llama, int8_llama, quantize, client, prompts, tmp_path
+):
+    plain = start(quantize(llama, tmp_path, "int-quantized"))
+    some = [client.request(p, max_tokens=12) for p in prompts[::3]]
+    expected = [client.ids(a) for a in client.ask(start(int8_llama), *some)]
+    assert [client.ids(a) for a in client.ask(plain, *some)] == expected
 
 
 def test_preemption_does_not_change_the_answers(start, llama, engine, client, prompts):
     small = start(llama, kv_cache_bytes=2**20, max_batch_tokens=64)
     assert small.stats().num_blocks == 64  # of 32 tokens: half of what the requests need
     requests = [client.request(p, max_tokens=60, ignore_eos=True) for p in prompts * 3]
-    expected = client.ask(engine, *requests)
-    assert client.ask(small, *requests) == expected
+    expected = [client.told(chunks) for chunks in client.ask(engine, *requests)]
+    assert [client.told(chunks) for chunks in client.ask(small, *requests)] == expected
     assert small._loop._runner.num_preempted > 0
     assert small.stats().num_free_blocks == 64
 
@@ -309,6 +353,43 @@ def test_a_step_that_raises_ends_its_requests_and_the_engine_goes_on(
     assert len(client.ids(chunks)) == 4
 
 
+def test_a_request_that_breaks_steps_fails_alone_among_many(
+    start, llama, engine, client, prompts, monkeypatch
+):
+    broken = [7, 7, 7]
+    sampling = {"max_tokens": 20, "ignore_eos": True}
+    expected = client.ask(engine, *(client.request(p, **sampling) for p in prompts))
+    fragile = start(llama)
+    whole = fragile._loop._runner._model.forward
+    num_failures = 0
+
+    def forward(batch):
+        nonlocal num_failures
+        logits = whole(batch)
+        ids = batch.token_ids.tolist()
+        if any(ids[i : i + 3] == broken for i in range(len(ids))):
+            num_failures += 1
+            raise ValueError("tokens it does not like")
+        return logits
+
+    monkeypatch.setattr(fragile._loop._runner._model, "forward", forward)
+    requests = [client.request(p, **sampling) for p in [*prompts[:6], broken, *prompts[6:]]]
+
+    async def all_of_them():
+        answers = (client.chunks(fragile, request) for request in requests)
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    found = asyncio.run(all_of_them())
+    error = found.pop(6)
+    assert isinstance(error, RaylmError) and error.code == "engine-step-failed"
+    assert [client.ids(a) for a in found] == [client.ids(a) for a in expected]
+    assert [client.text(a) for a in found] == [client.text(a) for a in expected]
+    assert [[c.position for c in a] for a in found] == [list(range(20))] * len(prompts)
+    assert 1 <= num_failures <= 5  # 1 + log2(13)
+    fragile.health()
+    assert fragile.stats().num_free_blocks == fragile.stats().num_blocks
+
+
 def test_a_closed_engine_ends_what_runs_and_refuses(start, llama, client, prompts):
     engine = start(llama)
     request = client.request(prompts[1], max_tokens=400, ignore_eos=True)
@@ -358,11 +439,12 @@ import asyncio, sys
 from pathlib import Path
 from raylm.config.engine import EngineConfig
 from raylm.engine.load import load
-from raylm.engine.protocol import Request, Sampling
+from raylm.engine.protocol import Grammar, Request, Sampling
 engine = load(Path({str(llama)!r}), EngineConfig(kv_cache_bytes=2**21),
               cache_root=Path({str(cache_root)!r}), digest={llama.name!r})
 async def ask():
-    return [c async for c in engine.generate(Request("a", (5, 6), Sampling(max_tokens=3)))]
+    sampling = Sampling(max_tokens=3, grammar=Grammar("regex", "[a-z]*"))
+    return [c async for c in engine.generate(Request("a", (5, 6), sampling))]
 print(len(asyncio.run(ask())), engine.capabilities().engine)
 engine.close()
 print(sorted({{"torch", "transformers", "ray"}} & set(sys.modules)))

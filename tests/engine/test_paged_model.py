@@ -58,6 +58,21 @@ def test_a_u8_cache_has_more_blocks_and_close_logits(xml):
     assert 0 < np.abs(a - b).mean() < 0.5
 
 
+@pytest.mark.parametrize("kv_cache", ["f32", "u8"])
+def test_scrubbed_blocks_are_zero_and_others_as_they_were(xml, kv_cache):
+    model = load_paged_model(xml, CONFIG, Precision("f32", kv_cache))
+    for cache in model._caches:
+        cache.data[:] = 7
+    model.scrub([3, 0, 40])
+    model.scrub([])
+    for cache in model._caches:
+        zero = [block for block in range(model.num_blocks) if not cache.data[block].any()]
+        assert zero == [0, 3, 40]
+        assert (cache.data == 7).sum() == cache.data.size * (
+            model.num_blocks - 3
+        ) / model.num_blocks
+
+
 def test_a_graph_without_attention_is_refused(tmp_path):
     import openvino as ov
     from openvino import opset13 as ops

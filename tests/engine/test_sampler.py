@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raylm.engine.protocol import Sampling
-from raylm.engine.sampler import Penalties, Row, sample, token_logprob, uniform
+from raylm.engine.sampler import Bias, Penalties, Row, sample, token_logprob, uniform
 from raylm.errors import RaylmError
 
 RNG = np.random.default_rng(0)
@@ -143,12 +143,12 @@ def test_all_logprobs_sum_to_one():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_error(bad):
-    logits = LOGITS[None].copy()
-    logits[0, 7] = bad
-    with pytest.raises(RaylmError) as error:
-        sample(logits, [Row(Sampling(temperature=0.0), 0)])
-    assert error.value.code == "non-finite-logits"
+def test_a_row_that_is_not_finite_is_an_error_of_its_own(bad):
+    logits = np.stack([LOGITS] * 3)
+    logits[1, 7] = bad
+    first, error, last = sample(logits, [Row(Sampling(temperature=0.0), 0)] * 3)
+    assert isinstance(error, RaylmError) and error.code == "non-finite-logits"
+    assert first == last and first.token_id == LOGITS.argmax()
 
 
 def test_a_forbidden_token_is_never_drawn():
@@ -159,3 +159,62 @@ def test_a_forbidden_token_is_never_drawn():
 
 def test_a_tiny_temperature_is_greedy_without_overflow():
     assert draw(LOGITS, Sampling(temperature=1e-40), [0, 1]) == [int(LOGITS.argmax())] * 2
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_min_p_leaves_what_is_likely_enough_beside_the_likeliest(min_p, temperature):
+    probabilities = softmax(LOGITS / temperature)
+    kept = set(np.flatnonzero(probabilities >= min_p * probabilities.max()).tolist())
+    drawn = set(draw(LOGITS, Sampling(min_p=min_p, temperature=temperature), range(400)))
+    assert drawn <= kept
+    assert len(drawn) >= min(len(kept), 20) / 2
+
+
+def test_min_p_comes_before_top_p():
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    # Without the third, the first has 0.625 of what is left.
+    assert set(draw(logits, Sampling(min_p=0.5, top_p=0.6), range(200))) == {0}
+    assert set(draw(logits, Sampling(top_p=0.6), range(200))) == {0, 1}
+
+
+def steered(logits, sampling, position=0, **row):
+    return sample(logits[None], [Row(sampling, position, **row)])[0]
+
+
+def test_a_bias_changes_the_choice_and_not_the_logprob():
+    sampling = Sampling(temperature=0.0, num_logprobs=0)
+    plain = steered(LOGITS, sampling)
+    token_id = int(np.argsort(LOGITS)[0])
+    bias = Bias([(token_id, 50.0), (plain.token_id, -50.0)])
+    found = steered(LOGITS, sampling, bias=bias)
+    assert found.token_id == token_id
+    assert found.logprob == token_logprob(LOGITS, token_id, 0)
+
+
+def test_a_bias_shifts_the_odds_by_its_exponential():
+    logits = np.zeros(4, np.float32)
+    bias = Bias([(2, float(np.log(3.0)))])
+    rows = [Row(Sampling(seed=9), position, bias=bias) for position in range(6000)]
+    drawn = [s.token_id for s in sample(np.tile(logits, (6000, 1)), rows)]
+    assert drawn.count(2) / 6000 == pytest.approx(0.5, abs=0.03)
+
+
+def test_banned_tokens_are_not_drawn():
+    best = int(LOGITS.argmax())
+    assert steered(LOGITS, Sampling(temperature=0.0), banned_ids=(best,)).token_id != best
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-40])
+@pytest.mark.parametrize("top", [{}, {"top_k": 5}, {"top_p": 0.3}, {"min_p": 0.5}])
+def test_what_the_grammar_allows_is_never_lost(temperature, top):
+    allowed = np.zeros(1000, np.bool_)
+    allowed[[3, 700]] = True
+    logits = LOGITS.copy()
+    logits[[3, 700]] = -np.inf
+    sampling = Sampling(temperature=temperature, **top)
+    drawn = {
+        steered(logits, sampling, position, allowed=allowed, banned_ids=(3, 700)).token_id
+        for position in range(50)
+    }
+    assert drawn <= {3, 700}

@@ -1,11 +1,17 @@
 import asyncio
+import json
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.load import load
-from raylm.engine.torch import fitting
-from raylm.errors import ConfigError, RequestError
+from raylm.engine.protocol import Grammar
+from raylm.engine.torch.batches import BatchLimits, alike
+from raylm.engine.torch.causal import CausalRows
+from raylm.errors import ConfigError, RaylmError, RequestError
 
 CONFIG = EngineConfig(kind="torch", precision="f32", kv_cache_bytes=2**22, max_batch_size=5)
 
@@ -33,6 +39,37 @@ def test_int8_folders_are_loaded_by_transformers(int8_llama, reference_of, clien
     engine.close()
 
 
+def test_an_answer_follows_its_grammar_beside_a_free_one_and_when_continued(
+    engine, client, prompts
+):
+    schema = {
+        "type": "object",
+        "properties": {"sort": {"enum": ["a", "b"]}, "size": {"type": "integer", "maximum": 99}},
+        "required": ["sort", "size"],
+        "additionalProperties": False,
+    }
+    settings = {
+        "max_tokens": 200,
+        "temperature": 0.8,
+        "seed": 2,
+        "grammar": Grammar("json_schema", json.dumps(schema)),
+    }
+    (alone,) = client.ask(engine, client.request(prompts[4], max_tokens=20))
+    bound, free = client.ask(
+        engine,
+        client.request(prompts[3], **settings),
+        client.request(prompts[4], max_tokens=20),
+    )
+    assert client.ids(free) == client.ids(alone)
+    assert "grammar" in engine.capabilities().features
+    found = json.loads(client.text(bound))
+    assert found["sort"] in "ab" and found["size"] <= 99
+    ids = client.ids(bound)
+    half = len(ids) // 2
+    (rest,) = client.ask(engine, client.request(prompts[3], ids[:half], **settings))
+    assert client.ids(rest) == ids[half:]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_an_answer_continued_after_any_token_is_the_same(engine, client, prompts, temperature):
     sampling = {"max_tokens": 16, "temperature": temperature, "seed": 3, "ignore_eos": True}
@@ -49,7 +86,8 @@ def test_both_engines_draw_the_same_tokens(engine, llama, cache_root, client, pr
     other = load(llama, exact, cache_root=cache_root, digest=llama.name)
     sampling = {"temperature": 0.8, "top_p": 0.9, "seed": 4, "max_tokens": 12, "ignore_eos": True}
     requests = [client.request(p, **sampling) for p in prompts[:6]]
-    assert client.ask(engine, *requests) == client.ask(other, *requests)
+    ours, theirs = client.ask(engine, *requests), client.ask(other, *requests)
+    assert [client.told(chunks) for chunks in ours] == [client.told(chunks) for chunks in theirs]
     other.close()
 
 
@@ -83,6 +121,46 @@ def test_cancel_takes_a_row_out_of_the_batch(engine, client, prompts):
     assert engine.stats().num_running == 0
 
 
+def test_a_row_that_is_not_finite_leaves_the_batch_alone(engine, client, prompts, monkeypatch):
+    (expected,) = client.ask(engine, client.request(prompts[6], max_tokens=6, ignore_eos=True))
+    bad = client.request(prompts[5], max_tokens=6, ignore_eos=True)
+    good = client.request(prompts[6], max_tokens=6, ignore_eos=True)
+    answers, whole = engine._loop._runner._answers, CausalRows.logits
+
+    def logits(rows):
+        found = whole(rows)
+        for row, answer in enumerate(answers._batch.answers):
+            if answer.id == bad.id and answer.num_emitted == 2:
+                found[row] = np.nan
+        return found
+
+    monkeypatch.setattr(CausalRows, "logits", logits)
+
+    async def both():
+        return await asyncio.gather(
+            client.chunks(engine, bad), client.chunks(engine, good), return_exceptions=True
+        )
+
+    error, chunks = asyncio.run(both())
+    assert isinstance(error, RaylmError) and error.code == "non-finite-logits"
+    assert client.ids(chunks) == client.ids(expected)
+
+
+def test_a_deadline_is_told_even_if_the_step_fails(engine, client, prompts, monkeypatch):
+    monkeypatch.setattr(CausalRows, "logits", lambda rows: 1 / 0)
+    late = replace(client.request(prompts[1]), deadline_s=time.time() - 1)
+
+    async def both():
+        return await asyncio.gather(
+            client.chunks(engine, client.request(prompts[1])),
+            client.chunks(engine, late),
+            return_exceptions=True,
+        )
+
+    broken, refused = asyncio.run(asyncio.wait_for(both(), 10))
+    assert broken.code == "engine-step-failed" and refused.code == "deadline_exceeded"
+
+
 def test_the_context_is_bounded_by_model_and_cache(engine, client):
     assert engine.capabilities().max_context_tokens == 512
     with pytest.raises(RequestError) as error:
@@ -101,12 +179,19 @@ def test_a_cache_type_it_does_not_have_is_refused(llama, tmp_path, kv_cache):
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
-        ([], 0),
-        ([(100, 900)], 1),
-        ([(4, 10), (4, 10), (4, 10), (4, 10)], 3),  # rows
-        ([(10, 12), (11, 12)], 1),  # 2 x 11 prompt tokens
-        ([(4, 10), (4, 30)], 1),  # 2 x 30 cached tokens
+        ([], []),
+        ([(100, 900)], [0]),
+        ([(4, 10), (4, 10), (4, 10), (4, 10)], [0, 1, 2]),  # rows
+        ([(10, 12), (11, 12)], [0]),  # 2 x 11 prompt tokens
+        ([(4, 10), (4, 30)], [0]),  # 2 x 30 cached tokens
+        ([(4, 10), (11, 12), (4, 10)], [0, 2]),
     ],
 )
 def test_a_batch_is_bounded_by_rows_tokens_and_cache(lengths, expected):
-    assert fitting(lengths, max_rows=3, max_tokens=20, max_cached_tokens=40) == expected
+    assert alike(lengths, BatchLimits(3, 20, 40)) == expected
+
+
+def test_texts_of_similar_length_make_up_a_batch():
+    lengths = [(n, n) for n in (40, 400, 90, 41, 113, 5, 350, 3)]
+    assert alike(lengths, BatchLimits(8, 10_000)) == [0, 2, 3]  # 5 would be mostly padding
+    assert alike(lengths[1:], BatchLimits(8, 10_000)) == [0, 5]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,42 +12,15 @@ from raylm.deploy.connect import connect
 from raylm.pipeline import run
 from raylm.record import RunResult
 from raylm.store import Store
-from tests.integration.processes import stop_all
-
-TINY = """
-name: tiny
-data:
-  paths: {corpus}
-  pattern: "**/*.py"
-  seq_len: 64
-  held_out: 0.2
-  tokenizer: {{vocab_size: 400}}
-model: {{preset: llama-1m, hidden_size: 64, intermediate_size: 160, num_layers: 2}}
-train:
-  steps: 12
-  global_batch: 8
-  micro_batch: 2
-  optimizer: {{lr: 1e-2}}
-evaluate: {{max_samples: 16}}
-compress:
-  max_samples: 16
-  gate: {{max_kl: 0.1, min_top1_agreement: 0.8, max_perplexity_ratio: 1.05}}
-"""
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    stop_all()
+from raylm.train.loop import Job
+from tests.integration.matrix import CASES, train_matrix
+from tests.integration.numerics import all_cases
+from tests.tiny import write_tiny
 
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config small enough for seconds; its corpus is a package of the standard library."""
-    corpus = Path(sysconfig.get_path("stdlib"), "json")
-    file = tmp_path_factory.mktemp("config") / "raylm.yaml"
-    file.write_text(TINY.format(corpus=corpus))
-    return file
+    return write_tiny(tmp_path_factory.mktemp("config") / "raylm.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +43,37 @@ def loaded(config_file: Path) -> Loaded:
 def finished(cluster: None, store: Store, loaded: Loaded) -> RunResult:
     """The tiny run, done once."""
     return run(loaded, store=store)
+
+
+@pytest.fixture(scope="session")
+def series_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cases of `numerics` have their data."""
+    return tmp_path_factory.mktemp("series")
+
+
+@pytest.fixture(scope="session")
+def two_workers(
+    finished: RunResult,
+    store: Store,
+    loaded: Loaded,
+    series_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """All of `matrix.CASES` and of `numerics`, trained by one group of two workers: the folder
+    of their losses.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    out = tmp_path_factory.mktemp("matrix")
+    config, dataset = loaded.config, store.list("dataset")[0].path
+    job = Job(config.model, config.train, dataset, out, 0, "c", resume=False, result=out)
+    series = all_cases(series_root)
+    TorchTrainer(
+        train_matrix,
+        train_loop_config={"job": job, "cases": CASES, "series": series, "out": str(out)},
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(name="matrix", storage_path=str(out / "ray")),
+    ).fit()
+    return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -44,6 +45,7 @@ class Training:
     dataset: Artifact
     work: Path
     changes: dict[str, Any]
+    key: str = ""
     said: list[str] = field(default_factory=list)
     failure: BaseException | None = None
     model: Artifact | None = None
@@ -56,7 +58,7 @@ class Training:
     def _run(self) -> None:
         changes = {"steps": STEPS, "checkpoint": CheckpointConfig(every_steps=5), **self.changes}
         config = TrainConfig.model_validate(self.loaded.config.train.model_copy(update=changes))
-        context = Context(self.store, "f", 0, self.work, self.work, report=self._hear)
+        context = Context(self.store, "f", 0, self.work, self.work, report=self._hear, key=self.key)
         try:
             self.model = train(self.loaded.config.model, config, self.dataset, context)
         except BaseException as error:
@@ -173,3 +175,32 @@ def test_bad_text_is_skipped_and_named(
     assert noisy, [s.why for s in skips]
     assert run.model is not None and run.model.manifest.metrics["skipped_windows"] == len(skips)
     assert json.loads((run.work / "skipped.json").read_text())[0]["why"].startswith("the loss is ")
+
+
+@pytest.mark.faults
+def test_a_run_whose_disk_is_lost_goes_on_from_the_bucket_bit_for_bit(
+    undisturbed: dict[int, float],
+    store: Store,
+    loaded: Loaded,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    def on(machine: str) -> Training:
+        (tmp_path / machine).mkdir()
+        os.environ["HOME"] = str(tmp_path / machine)  # put back by the fixture of the bucket
+        changes = {"steps": STEPS}
+        run = Training(loaded, Store(url), store.list("dataset")[0], tmp_path / machine, changes)
+        run.key = "key"
+        return run.start()
+
+    first = on("first")
+    first.until(lambda: any("uploaded to s3://models/team" in text for text in first.said))
+    give_order(first.work, Order.SAVE_AND_STOP)
+    with pytest.raises(Exception, match="told to stop"):
+        first.end()
+    stopped = max(losses(first.work))
+    assert stopped < STEPS
+    shutil.rmtree(first.work)
+    second = on("second")
+    assert second.end() == undisturbed
+    assert second.said[0] == f"step-{stopped:08d} downloaded from s3://models/team"

@@ -11,58 +11,26 @@ import pytest
 from raylm.config import Loaded
 from raylm.record import RunResult
 from raylm.store import Store
-from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, read_metrics
+from tests.integration.matrix import CASES
+from tests.train.trackers.runs import events
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-CASES = {
-    "zero0": {"zero": 0},
-    "zero1": {"zero": 1},
-    "zero2": {"zero": 2},
-    "zero3": {"zero": 3},
-    "one big micro-batch": {"zero": 2, "micro_batch": 4},
-    # Of 8 samples 3 and 3, then 1 and 1.
-    "uneven": {"zero": 2, "micro_batch": 3},
-    "checkpointed activations": {"zero": 2, "activation_checkpointing": True},
-    "bf16": {"zero": 2, "precision": "bf16"},
-}
-
 
 @pytest.fixture(scope="module")
-def losses(
-    finished: RunResult, store: Store, loaded: Loaded, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[float]]:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    out = tmp_path_factory.mktemp("matrix")
-    dataset = store.list("dataset")[0]
-    config = loaded.config
-    job = Job(config.model, config.train, dataset.path, out, 0, "c", resume=False, result=out)
-    from tests.integration.matrix import train_matrix
-
-    TorchTrainer(
-        train_matrix,
-        train_loop_config={"job": job, "cases": CASES, "out": str(out)},
-        scaling_config=ScalingConfig(num_workers=2),
-        torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(name="matrix", storage_path=str(out / "ray")),
-    ).fit()
-    found: dict[str, list[float]] = json.loads((out / "losses.json").read_text())
-    found["folders"] = [float((out / name / "model" / "config.json").exists()) for name in CASES]
+def losses(two_workers: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads((two_workers / "losses.json").read_text())
+    written = [two_workers / name / "model" / "config.json" for name in CASES]
+    found["folders"] = [float(file.exists()) for file in written]
     return found
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_every_zero_stage_gives_the_losses_of_stage_2(
     losses: dict[str, list[float]], stage: int
 ) -> None:
     np.testing.assert_allclose(losses[f"zero{stage}"], losses["zero2"], rtol=2e-5)
-
-
-def test_accumulation_does_not_change_the_losses(losses: dict[str, list[float]]) -> None:
-    np.testing.assert_allclose(losses["one big micro-batch"], losses["zero2"], rtol=2e-5)
 
 
 def test_a_batch_that_does_not_come_out_even_trains_the_same(
@@ -79,6 +47,14 @@ def test_activation_checkpointing_does_not_change_the_losses(
 
 def test_bf16_stays_close_to_fp32(losses: dict[str, list[float]]) -> None:
     np.testing.assert_allclose(losses["bf16"], losses["zero2"], rtol=0.03)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_muon_gives_the_same_losses_whatever_is_sharded(
+    losses: dict[str, list[float]], stage: int
+) -> None:
+    np.testing.assert_allclose(losses[f"muon{stage}"], losses["muon2"], rtol=2e-5)
+    assert losses["muon2"][-1] < losses["muon2"][0] - 0.5
 
 
 def test_the_model_learns(losses: dict[str, list[float]]) -> None:
@@ -98,6 +74,16 @@ def test_the_run_kept_its_metrics_and_dropped_its_checkpoints(
     assert lines[-1]["tokens"] == 12 * 8 * 64
     assert lines[0]["loss"] == pytest.approx(np.log(400), abs=0.3)
     assert not (work / "checkpoints").exists()
+    for line in lines:
+        assert 0 < line["mfu"] < 1
+        assert line["max_memory_bytes"] >= line["memory_bytes"] > 10**8
+        assert line["data_wait_s"] > 0
+    assert lines[-1]["left_s"] == 0
+    shown = events(work / "tensorboard")
+    assert sorted(shown["train/loss"]) == list(range(1, 13))
+    assert list(shown["held_out/loss"]) == [12]
+    assert finished.report is not None
+    assert finished.report.read_text().count("<svg") == 7
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused_before_workers_start(
@@ -148,6 +134,27 @@ def test_a_loss_that_stays_no_number_ends_the_run_with_its_step_and_its_document
     assert "after 1 skipped window of samples; its samples are of " in caught.value.message
     assert ".py" in caught.value.message
     assert [a.manifest.name for a in store.list("model") if a.manifest.name == "x"] == []
+
+
+@pytest.mark.faults
+def test_without_workers_the_losses_are_those_of_one_worker_bit_for_bit(
+    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
+) -> None:
+    from raylm.stage import Context
+    from raylm.train.train import train
+
+    found = []
+    for workers in (0, 1):
+        config = loaded.config.train.model_copy(update={"workers": workers})
+        work = tmp_path / f"work{workers}"
+        context = Context(store, f"alone{workers}", 0, tmp_path, work)
+        made = train(loaded.config.model, config, store.list("dataset")[0], context)
+        lines = [line for line in read_metrics(work / METRICS) if "loss" in line]
+        found.append(([line["loss"] for line in lines], made.manifest.files))
+    assert found[0][0] == found[1][0]
+    assert len(found[0][0]) == 12
+    weights = [{f.path: f.sha256 for f in files}["model.safetensors"] for _, files in found]
+    assert weights[0] == weights[1]
 
 
 def test_the_record_has_what_was_predicted_beside_what_was_measured(

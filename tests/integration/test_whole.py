@@ -111,6 +111,6 @@ def test_a_gate_that_is_not_met_registers_nothing(
 def test_the_report_has_the_curve_and_the_comparison(finished: RunResult) -> None:
     assert finished.report is not None
     page = finished.report.read_text()
-    assert page.count("<polyline") == 3
+    assert "<polyline" in page.split("</svg>")[0]
     assert "Compressed beside original" in page
     assert "top1 agreement" in page

@@ -43,6 +43,32 @@ def test_renders_as_transformers_does(source):
     assert ChatTemplate(source, SPECIAL, max_chars=9999).render(MESSAGES) == expected[0]
 
 
+def test_tools_are_rendered_as_transformers_does():
+    hub = pytest.importorskip("transformers.utils.chat_template_utils")
+    source = "{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}" + LLAMA
+    tools = [{"type": "function", "function": {"name": "f", "description": "für <b>"}}]
+    expected, _ = hub.render_jinja_template(
+        [MESSAGES], tools=tools, chat_template=source, add_generation_prompt=True, **SPECIAL
+    )
+    template = ChatTemplate(source, SPECIAL, max_chars=9999)
+    assert template.render(MESSAGES, tools=tools) == expected[0]
+    assert template.render(MESSAGES) == ChatTemplate(LLAMA, SPECIAL, max_chars=9999).render(
+        MESSAGES
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "knows"),
+    [
+        ("{% if tools is defined and tools %}x{% endif %}", True),
+        ("{% for t in tools or [] %}x{% endfor %}", True),
+        ("{# tools #}tools {{ messages[0].tools }}", False),
+    ],
+)
+def test_a_template_knows_tools_if_it_reads_them(source, knows):
+    assert ChatTemplate(source, {}, max_chars=99).knows_tools is knows
+
+
 def test_refusal_of_a_template_is_a_400():
     with pytest.raises(RequestError, match="roles must alternate") as caught:
         ChatTemplate(ALTERNATE, SPECIAL, max_chars=9999).render(MESSAGES[1:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,22 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from raylm.config.serve import LimitsConfig
-from raylm.serve.auth import hash_key
 from raylm.serve.backend import LocalBackend
+from raylm.serve.cache import ResultCache
 from raylm.serve.catalog import Catalog, Entry, ServedModel
+from raylm.serve.dispatch import Dispatch
 from raylm.serve.endpoints import Gateway
+from raylm.serve.keyring import Keyring
+from raylm.serve.keys import Key, hash_key
+from raylm.serve.ledger import Ledger, Verdict
 from raylm.serve.limits import Admission
 from raylm.serve.metrics import GatewayMetrics
+from raylm.serve.quota import Quota
 from raylm.serve.readiness import Readiness
+from raylm.serve.results import ResultStore
 from raylm.serve.routes import build_app
+from raylm.serve.tenant import Tenant
+from raylm.serve.turns import Turns
 from tests.serve.fake_engine import FakeEngine
 
 TEMPLATE = (
@@ -47,9 +56,14 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_model_files(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+def write_model_files(
+    folder: Path, *, template: str | None = TEMPLATE, tags: tuple[str, ...] = ()
+) -> Path:
+    """`tags` become tokens of their own."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(list(tags))
+    tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {"bos_token": "<bos>", "eos_token": {"content": "<eos>"}}
     if template is not None:
         config["chat_template"] = template
@@ -61,7 +75,73 @@ def write_model_files(folder: Path, *, template: str | None = TEMPLATE) -> Path:
 class Served:
     client: TestClient
     gateway: Gateway
-    engine: FakeEngine
+    engine: Any
+    app: Any = None
+
+
+def tenants(keys: Sequence[str]) -> tuple[Key, ...]:
+    """A tenant without limits for each key."""
+    return tuple(Key(hash_key(key), Tenant(f"id-{i}", f"key-{i}")) for i, key in enumerate(keys))
+
+
+def keyring_of(keys: Sequence[str] | Sequence[Key]) -> Keyring:
+    """Texts are each a tenant of its own."""
+    return Keyring([k for k in keys if isinstance(k, Key)] or tenants(keys))
+
+
+def quota_of(ledger: Ledger, metrics: GatewayMetrics, num_gateways: int = 1) -> Quota:
+    """Limits counted in this process."""
+
+    async def take(lease: str, tenant: str, limits: Any, num: int, lease_s: float) -> Verdict:
+        now_s = time.monotonic()
+        return ledger.take(lease, tenant, limits, num, now_s=now_s, lease_s=lease_s)
+
+    async def settle(lease: str, num_tokens: int) -> None:
+        ledger.settle(lease, num_tokens, now_s=time.monotonic())
+
+    return Quota(take, settle, num_gateways=num_gateways, lease_s=60, on_away=metrics.counted_alone)
+
+
+def cache_of(store: ResultStore) -> ResultCache:
+    """Answers kept in this process."""
+
+    async def get(key: str) -> bytes | None:
+        return store.get(key, time.monotonic())
+
+    async def put(key: str, value: bytes) -> None:
+        store.put(key, value, time.monotonic())
+
+    return ResultCache(get, put)
+
+
+def gateway_of(
+    catalog: Catalog,
+    *,
+    limits: LimitsConfig,
+    capacity: int = 64,
+    running: int = 64,
+    ledger: Ledger,
+    results: ResultStore | None = None,
+    isolate: bool = True,
+    keep_alive_s: float = 15.0,
+) -> Gateway:
+    """A gateway that counts and keeps in this process."""
+    turns, metrics = Turns(running), GatewayMetrics("g1")
+    return Gateway(
+        catalog=catalog,
+        limits=limits,
+        admission=Admission(capacity, turns),
+        dispatch=Dispatch(
+            quota=quota_of(ledger, metrics),
+            turns=turns,
+            metrics=metrics,
+            cache=None if results is None else cache_of(results),
+            isolate=isolate,
+        ),
+        metrics=metrics,
+        readiness=Readiness(catalog),
+        keep_alive_s=keep_alive_s,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -71,36 +151,51 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve_here(model_files: Path) -> Iterator[Callable[..., Served]]:
-    """serve_here(limits=..., keys=..., capacity=..., template=False, engine=...) -> Served."""
+    """serve_here(limits=..., keys=..., capacity=..., files=..., engine_of=...) -> Served.
+
+    `keys` are texts, each a tenant of its own, or `raylm.serve.keys.Key`s. `engine_of` makes an
+    engine from the tokenizer; what else is given goes to the fake one.
+    """
     clients = []
 
     def make(
         limits: LimitsConfig | None = None,
-        keys: tuple[str, ...] = (),
+        keys: Sequence[str] | Sequence[Key] = (),
         capacity: int = 64,
+        running: int = 64,
         chat: bool = True,
         keep_alive_s: float = 15.0,
+        keyring: Keyring | None = None,
+        ledger: Ledger | None = None,
+        results: ResultStore | None = None,
+        isolate: bool = True,
+        digest: str = DIGEST,
+        files: Path = model_files,
+        engine_of: Callable[..., Any] = FakeEngine,
         **engine: Any,
     ) -> Served:
-        fake = FakeEngine(Tokenizer.from_file(str(model_files / "tokenizer.json")), **engine)
-        model = ServedModel("tiny", model_files, DIGEST, (f"tiny-{DIGEST[:12]}",), created=7)
+        fake = engine_of(Tokenizer.from_file(str(files / "tokenizer.json")), **engine)
+        model = ServedModel("tiny", files, digest, (f"tiny-{digest[:12]}",), created=7)
         entry = Entry.open(model, LocalBackend(fake), max_chars=10_000)
         if not chat:
             entry = Entry(model, entry.backend, entry.tokenizer, None)
-        catalog = Catalog([entry])
-        gateway = Gateway(
-            catalog=catalog,
+        gateway = gateway_of(
+            Catalog([entry]),
             limits=limits or LimitsConfig(),
-            admission=Admission(capacity),
-            metrics=GatewayMetrics("g1"),
-            readiness=Readiness(catalog),
+            capacity=capacity,
+            running=running,
+            ledger=ledger or Ledger(),
+            results=results,
+            isolate=isolate,
             keep_alive_s=keep_alive_s,
         )
-        app = build_app(gateway, tuple(hash_key(key) for key in keys))
+        if keyring is None:
+            keyring = keyring_of(keys)
+        app = build_app(gateway, keyring)
         client = TestClient(app, raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)
-        return Served(client, gateway, fake)
+        return Served(client, gateway, fake, app)
 
     yield make
     for client in clients:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from raylm.config.engine import EngineConfig
+from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
 from raylm.engine.protocol import Capabilities, Chunk, Request, Stats, TokenLogprob
 from raylm.errors import RaylmError, RequestError
 
@@ -24,6 +25,16 @@ MAX_CONTEXT = 128
 def token_at(seed: int, position: int, vocab_size: int) -> int:
     """The token that every replica emits there."""
     return random.Random(seed * 1_000_003 + position).randrange(3, vocab_size)
+
+
+def scored(request: Request) -> tuple[TokenLogprob | None, ...]:
+    """What every replica says of a prompt, once: token i has the logprob -i."""
+    num_top = request.sampling.num_prompt_logprobs
+    if num_top is None or request.emitted_ids:
+        return ()
+    top = tuple((i, -0.25 - i) for i in range(3, 3 + num_top))
+    known = [TokenLogprob(t, -float(i), top) for i, t in enumerate(request.prompt_ids)]
+    return (None, *known[1:])
 
 
 @dataclass
@@ -39,6 +50,8 @@ class FakeEngine:
     seen: list[Request] = field(default_factory=list)
     generated: int = 0
     broken: bool = False
+    num_cached_tokens: int | None = None
+    scores_prompts: bool = False
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
         if len(self.running) >= self.max_running:
@@ -68,6 +81,8 @@ class FakeEngine:
                     "" if stop else piece,
                     logprobs,
                     "stop" if stop else "length" if last else None,
+                    None if position else self.num_cached_tokens,
+                    () if position else scored(request),
                 )
                 if stop:
                     return
@@ -84,6 +99,12 @@ class FakeEngine:
     def vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    async def embed(self, request: EmbedRequest) -> Embedding:
+        raise NotImplementedError  # the gateway asks for what `capabilities` names
+
+    async def classify(self, request: ClassifyRequest) -> Classification:
+        raise NotImplementedError
+
     def cancel(self, request_id: str) -> None:
         self.running.pop(request_id, None)
 
@@ -96,6 +117,8 @@ class FakeEngine:
 
     def capabilities(self) -> Capabilities:
         features = frozenset({"generate", "logprobs", "continue", "cancel"})
+        if self.scores_prompts:
+            features |= {"prompt_logprobs"}
         return Capabilities("fake", MAX_CONTEXT, self.vocab_size, (2,), features)
 
     def health(self) -> None:

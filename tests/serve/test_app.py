@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from raylm.config.engine import EngineConfig
-from raylm.config.serve import ServeConfig
+from raylm.config.serve import BatchesConfig, CacheConfig, ServeConfig
 from raylm.errors import ConfigError, HostError
 from raylm.serve.app import Endpoint, free_port
+from raylm.serve.build import shared
 from raylm.serve.catalog import ServedModel, check_names
 from raylm.serve.gateway import capacity
 from raylm.serve.room import check_room, num_threads
@@ -67,6 +68,19 @@ def test_hosts_that_serve_cannot_bind_are_refused():
 
 def test_url_is_reachable_from_here():
     assert Endpoint("0.0.0.0", 80, ("m",), True).url == "http://127.0.0.1:80/v1"
+
+
+@pytest.mark.parametrize(
+    ("has_keys", "changes", "expected"),
+    [
+        (False, {}, []),
+        (True, {}, ["ledger"]),
+        (False, {"cache": CacheConfig()}, ["results"]),
+        (False, {"batches": BatchesConfig()}, ["ledger", "batches"]),
+    ],
+)
+def test_what_gateways_share_runs_where_it_is_needed(has_keys, changes, expected):
+    assert shared(ServeConfig(**changes), has_keys=has_keys) == expected
 
 
 def test_gateways_share_the_capacity():

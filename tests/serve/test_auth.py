@@ -8,13 +8,14 @@ import pytest
 
 from raylm.config.serve import ServeConfig
 from raylm.errors import ConfigError
-from raylm.serve.auth import PUBLIC_PATHS, hash_key, keys_for, read_keys
+from raylm.serve.auth import PUBLIC_PATHS, key_file, keys_for
+from raylm.serve.keys import hash_key, read_keys
 
 KEY = "sk-test-0123456789abcdef"
 OTHER = "sk-test-fedcba9876543210"
 
 
-def key_file(folder: Path, text: str, mode: int = 0o600) -> Path:
+def write_file(folder: Path, text: str, mode: int = 0o600) -> Path:
     path = folder / "keys"
     path.write_text(text)
     path.chmod(mode)
@@ -39,7 +40,17 @@ def routes(served) -> list[tuple[str, str]]:
         {"authorization": f"Bearer {KEY}x"},
         {"authorization": "Bearer sk-test-0123456789abcdeF"},
         {"authorization": b"Bearer \xff\xfe"},
+        {"authorization": f"Bearer\t{KEY}"},
+        {"authorization": f" Bearer {KEY}"},
+        {"authorization": f"Bearer{KEY}"},
+        {"authorization": f"Bearer {KEY},"},
+        {"authorization": f"Basic x, Bearer {KEY}"},
+        {"authorization": f"Bearer {KEY.upper()}"},
+        {"authorization": f"Bearer {KEY[:-1]}"},
+        {"authorization": f"Bearer {hash_key(KEY).hex()}"},
         {"x-api-key": KEY},
+        {"proxy-authorization": f"Bearer {KEY}"},
+        {"cookie": f"authorization=Bearer {KEY}"},
     ],
 )
 def test_every_route_but_two_refuses_without_a_known_key(serve_here, headers):
@@ -55,9 +66,14 @@ def test_every_route_but_two_refuses_without_a_known_key(serve_here, headers):
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_two_authorization_headers_are_refused(serve_here):
-    headers = [("authorization", f"Bearer {KEY}")] * 2
-    assert serve_here(keys=(KEY,)).client.get("/v1/models", headers=headers).status_code == 401
+@pytest.mark.parametrize("first", [f"Bearer {KEY}", f"Bearer {OTHER}", "Basic x", ""])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_authorization_headers_are_refused_everywhere(serve_here, first, swapped):
+    served = serve_here(keys=(KEY,))
+    headers = [("authorization", first), ("Authorization", f"Bearer {KEY}")]
+    for method, path in routes(served):
+        answer = served.client.request(method, path, headers=headers[:: -1 if swapped else 1])
+        assert answer.status_code == (200 if path in PUBLIC_PATHS else 401), path
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -82,8 +98,17 @@ def test_refusals_are_counted(serve_here):
 
 
 def test_key_file_gives_hashes_only(tmp_path):
-    path = key_file(tmp_path, f"# team a\n{KEY}\n\n  {OTHER}  \n")
-    assert read_keys(path) == (hash_key(KEY), hash_key(OTHER))
+    path = write_file(tmp_path, f"# team a\n{KEY}\n\n  {OTHER}  \n")
+    keys = read_keys(path)
+    assert [key.digest for key in keys] == [hash_key(KEY), hash_key(OTHER)]
+    assert [key.tenant.name for key in keys] == ["key-1", "key-2"]
+    assert KEY not in repr(keys) and not any(key.tenant.limits.any for key in keys)
+
+
+def test_a_tenant_of_a_plain_file_is_known_by_its_key_not_by_its_line(tmp_path):
+    before = read_keys(write_file(tmp_path, f"{KEY}\n{OTHER}\n"))
+    after = read_keys(write_file(tmp_path, f"{OTHER}\n{KEY}\n"))
+    assert [key.tenant.id for key in after] == [key.tenant.id for key in reversed(before)]
 
 
 @pytest.mark.parametrize(
@@ -101,21 +126,36 @@ def test_key_file_gives_hashes_only(tmp_path):
 )
 def test_unusable_key_files_are_refused(tmp_path, text, mode, code):
     with pytest.raises(ConfigError) as caught:
-        read_keys(key_file(tmp_path, text, mode))
+        read_keys(write_file(tmp_path, text, mode))
     assert caught.value.code == code
     assert KEY not in caught.value.message
 
 
 def test_missing_key_file(tmp_path):
+    config = ServeConfig(api_keys="nowhere")
     with pytest.raises(ConfigError, match="cannot read"):
-        keys_for(ServeConfig(api_keys="nowhere"), tmp_path)
+        keys_for(config, key_file(config, tmp_path, None))
 
 
 def test_other_hosts_need_keys(tmp_path):
-    assert keys_for(ServeConfig(), tmp_path) == ()
+    assert keys_for(ServeConfig(), None) == ()
     with pytest.raises(ConfigError) as caught:
-        keys_for(ServeConfig(host="0.0.0.0"), tmp_path)
+        keys_for(ServeConfig(host="0.0.0.0"), None)
     assert caught.value.code == "keys-needed" and "0600" in (caught.value.hint or "")
-    key_file(tmp_path, KEY)
+    write_file(tmp_path, KEY)
     config = ServeConfig(host="0.0.0.0", api_keys="keys")
-    assert keys_for(config, tmp_path) == (hash_key(KEY),)
+    path = key_file(config, tmp_path, None)
+    assert [key.digest for key in keys_for(config, path)] == [hash_key(KEY)]
+
+
+def test_the_stores_keys_are_used_where_no_file_is_named(tmp_path):
+    in_store = tmp_path / "keys.json"
+    assert key_file(ServeConfig(), tmp_path, in_store) is None
+    in_store.write_text("{}")
+    in_store.chmod(0o600)
+    assert key_file(ServeConfig(), tmp_path, in_store) == in_store
+    named = ServeConfig(api_keys="mine")
+    assert key_file(named, tmp_path, in_store) == tmp_path / "mine"
+    with pytest.raises(ConfigError) as caught:
+        keys_for(ServeConfig(), in_store)
+    assert caught.value.code == "keys-empty"

@@ -44,8 +44,18 @@ def test_completion_has_text_usage_and_fingerprint(serve_here):
         "prompt_tokens": prompt,
         "completion_tokens": 4,
         "total_tokens": prompt + 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert answer["system_fingerprint"] == "ab" * 6
+
+
+def test_usage_tells_what_of_each_prompt_was_cached(serve_here):
+    served = serve_here()
+    served.engine.num_cached_tokens = 1
+    asked = body(prompt=[[5, 6], [7, 8]], n=2)
+    usage = served.client.post(URL, json=asked).json()["usage"]
+    assert usage["prompt_tokens"] == 4
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 2}  # not 4: n answers, one prompt
 
 
 def test_stream_has_the_same_text_as_the_whole_answer(serve_here):

@@ -6,10 +6,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raylm.engine.protocol import Stats
 from raylm.serve.backend import ReplicaState
-from raylm.serve.metrics import GatewayMetrics, engine_families, exposition
+from raylm.serve.metrics import MAX_TENANTS, GatewayMetrics, engine_families, exposition
 
 ALLOWED_LABELS = {
     *("gateway", "model", "route", "status_class", "finish_reason", "replica", "le"),
+    *("tenant", "found"),
 }
 
 
@@ -26,9 +27,23 @@ def used(gateway: str, calls: int) -> GatewayMetrics:
 
 def test_series_of_all_gateways_stand_side_by_side():
     text = exposition(
-        [used("a", 2).families(1), used("b", 3).families(0)],
+        [used("a", 2).families(1, 0), used("b", 3).families(0, 0)],
         engine_families(
-            {"m": [ReplicaState("r1", Stats(num_running=4)), ReplicaState("r2", Stats(), "broken")]}
+            {
+                "m": [
+                    ReplicaState(
+                        "r1",
+                        Stats(
+                            num_running=4,
+                            prefix_query_tokens_total=90,
+                            prefix_hit_tokens_total=64,
+                            guessed_tokens_total=40,
+                            confirmed_tokens_total=31,
+                        ),
+                    ),
+                    ReplicaState("r2", Stats(), "broken"),
+                ]
+            }
         ),
     ).decode()
     families = {f.name: f for f in text_string_to_metric_families(text)}
@@ -43,11 +58,15 @@ def test_series_of_all_gateways_stand_side_by_side():
     assert values["raylm_gateways", None] == 2
     assert values["raylm_engine_up", "r1"] == 1 and values["raylm_engine_up", "r2"] == 0
     assert values["raylm_engine_requests_running", "r1"] == 4
+    assert values["raylm_engine_prefix_query_tokens_total", "r1"] == 90
+    assert values["raylm_engine_prefix_hit_tokens_total", "r1"] == 64
+    assert values["raylm_engine_guessed_tokens_total", "r1"] == 40
+    assert values["raylm_engine_confirmed_tokens_total", "r1"] == 31
 
 
 def test_names_units_and_labels():
     for family in (
-        *used("a", 1).families(0),
+        *used("a", 1).families(0, 0),
         *engine_families({"m": [ReplicaState("r", Stats())]}),
     ):
         assert family.name.startswith("raylm_") and ":" not in family.name
@@ -59,7 +78,10 @@ def test_names_units_and_labels():
 
 def test_time_per_token_leaves_the_first_token_out():
     samples = {
-        s.name: s.value for f in used("a", 1).families(0) for s in f.samples if "le" not in s.labels
+        s.name: s.value
+        for f in used("a", 1).families(0, 0)
+        for s in f.samples
+        if "le" not in s.labels
     }
     assert abs(samples["raylm_time_per_output_token_seconds_sum"] - 0.1) < 1e-9
     assert samples["raylm_time_to_first_token_seconds_count"] == 1
@@ -85,3 +107,12 @@ def test_tokens_are_counted(serve_here):
     assert 'raylm_prompt_tokens_total{gateway="g1",model="tiny"} 2.0' in text
     assert 'raylm_generated_tokens_total{gateway="g1",model="tiny"} 3.0' in text
     assert 'raylm_engine_generated_tokens_total{model="tiny",replica="local"} 3.0' in text
+
+
+def test_names_of_tenants_are_bounded():
+    metrics = GatewayMetrics("a")
+    for number in range(MAX_TENANTS + 50):
+        metrics.used(f"t{number}", num_prompt=1, num=2)
+    (family,) = [f for f in metrics.families(0, 0) if f.name == "raylm_tenant_generated_tokens"]
+    values = {s.labels["tenant"]: s.value for s in family.samples if s.name.endswith("_total")}
+    assert len(values) == MAX_TENANTS + 1 and values["other"] == 100

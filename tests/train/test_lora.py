@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 
 from raylm.config.train import LoraConfig
 from raylm.errors import ConfigError
+from raylm.model.build import save_model
 from raylm.train.lora import adapters_off, add_adapters, has_adapters, merged_state
 from tests.train.packing import draw, tiny
 
@@ -35,6 +39,30 @@ def test_merged_weights_give_what_the_applied_adapters_give(kind: str) -> None:
     assert (applied - before).abs().max() > 0.01
     assert has_adapters(model)
     assert not has_adapters(plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"),
+    [("llama", "AutoModelForCausalLM"), ("t5", "AutoModelForSeq2SeqLM"),
+     ("bert", "AutoModelForMaskedLM")],
+)  # fmt: skip
+def test_the_written_folder_says_what_the_applied_adapters_said(
+    kind: str, auto: str, tmp_path: Path
+) -> None:
+    model = tiny(kind)
+    for name in add_adapters(model, LoraConfig(rank=4, alpha=8)):
+        torch.nn.init.normal_(model.get_submodule(name).lora_b, std=0.1)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text('{"added_tokens": []}')
+    (tmp_path / "model").mkdir()
+    model.config.architectures = [type(model).__name__]
+    save_model(model.config, merged_state(model), tmp_path / "tokenizer", tmp_path / "model")
+    loaded = getattr(transformers, auto).from_pretrained(tmp_path / "model").eval()
+    assert type(loaded) is type(model)
+    assert not [name for name in loaded.state_dict() if "lora" in name]
+    with torch.no_grad():
+        applied, merged = model(**inputs(kind)).logits, loaded(**inputs(kind)).logits
+    torch.testing.assert_close(merged, applied, rtol=1e-4, atol=1e-4)
 
 
 def test_only_adapters_learn_and_the_head_has_none() -> None:

@@ -24,6 +24,17 @@ def test_wsd_is_flat_and_then_falls_in_a_line() -> None:
     assert factors[99] == pytest.approx(0.0)
 
 
+def test_linear_falls_in_a_line_to_the_floor() -> None:
+    schedule = ScheduleConfig(kind="linear", warmup=0.1, floor=0.1)
+    factors = [lr_factor(schedule, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    falls = [a - b for a, b in itertools.pairwise(factors[9:])]
+    assert falls == pytest.approx([0.9 / 90] * 90)
+    assert factors[99] == pytest.approx(0.1)
+    assert lr_factor(schedule, 150, 100) == pytest.approx(0.1)
+
+
 def test_constant_stays_at_the_peak() -> None:
     schedule = ScheduleConfig(kind="constant", warmup=0)
     assert {lr_factor(schedule, step, 10) for step in range(10)} == {1.0}

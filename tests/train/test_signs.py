@@ -1,8 +1,10 @@
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from raylm.train.signs import BEAT_S, RANKS, Beat, Sign, Silence, hung, read_signs
+from raylm.train.signs import BEAT_S, RANKS, Beat, Sign, Silence, begin_attempt, hung, read_signs
 
 
 def sign(rank: int, beats: int = 1, pid: int = 10) -> Sign:
@@ -10,8 +12,7 @@ def sign(rank: int, beats: int = 1, pid: int = 10) -> Sign:
 
 
 def test_a_rank_beats_until_it_is_closed(tmp_path: Path) -> None:
-    (tmp_path / RANKS).mkdir()
-    beat = Beat(tmp_path / RANKS, sign(2, beats=0))
+    beat = Beat(tmp_path / RANKS / begin_attempt(tmp_path), sign(2, beats=0))
     beat.step(7)
     deadline = time.monotonic() + 10
     while not (found := read_signs(tmp_path)) or found[0].beats < 2:
@@ -19,6 +20,25 @@ def test_a_rank_beats_until_it_is_closed(tmp_path: Path) -> None:
         time.sleep(BEAT_S / 20)
     assert (found[0].rank, found[0].step, found[0].pid) == (2, 7, 12)
     beat.close()
+    assert read_signs(tmp_path) == []
+
+
+def test_a_rank_ends_when_another_attempt_has_begun(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from raylm.train.signs import Beat, Sign\n"
+        "beat = Beat(Path(sys.argv[1]), Sign(1, 2, 0.0, 'host', 'node', step=3)); time.sleep(60)"
+    )
+    folder = tmp_path / RANKS / begin_attempt(tmp_path)
+    rank = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not read_signs(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(BEAT_S / 20)
+    begin_attempt(tmp_path)
+    _, said = rank.communicate(timeout=30)
+    assert (rank.returncode, said) == (1, "rank 1 was given up: its attempt is over\n")
     assert read_signs(tmp_path) == []
 
 

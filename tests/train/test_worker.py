@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,14 @@ from raylm.config.data import Format
 from raylm.config.model import ModelConfig
 from raylm.config.train import ObjectiveName, TrainConfig
 from raylm.data.shards import PackedSplit
+from raylm.errors import ArtifactError
 from raylm.evaluate import compare, evaluate
+from raylm.train.checkpoint import complete_checkpoints
 from raylm.train.loop import Job
+from raylm.train.metrics import METRICS, read_metrics
 from tests.data.test_pack_records import write
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("alone")]
 
 STEPS = 6
 CASES: dict[str, tuple[Format, dict[str, Any], str, str]] = {
@@ -60,19 +62,6 @@ def dataset(root: Path, format: Format) -> Path:
     roles = {"eos_token": "<9000>", "pad_token": "<9001>", "mask_token": "<9002>"}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(roles))
     return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-            patch.setenv(name, value)
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        place = tmp_path_factory.mktemp("group") / "store"
-        torch.distributed.init_process_group("gloo", f"file://{place}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def train(
@@ -151,3 +140,105 @@ def test_adapters_alone_learn_and_the_written_model_is_plain(tmp_path: Path) -> 
         "q_proj.weight", "v_proj.weight",
     }  # fmt: skip
     assert len(changed) == 4
+
+
+def test_a_steps_line_tells_speed_memory_and_time_left_and_a_resume_is_marked(
+    tmp_path: Path,
+) -> None:
+    from raylm.train.flops import flops_of
+    from raylm.train.worker import Worker
+
+    data, model = dataset(tmp_path / "data", "chat"), ModelConfig(preset="llama-1m", **SMALL)
+    config = TrainConfig(steps=6, global_batch=4, micro_batch=2, workers=1, zero=2)
+    split = PackedSplit.open(data, "train")
+    flops = flops_of(model, config, "causal", seq_len=split.seq_len, vocab_size=split.vocab_size)
+    job = Job(model, config, data, tmp_path / "work", 0, "c", resume=True,
+              result=tmp_path / "model", flops=flops)  # fmt: skip
+    job.work.mkdir()
+
+    def steps(worker: Worker, count: int) -> None:
+        worker.restore()
+        worker.find_peak()
+        for _ in range(count):
+            figures = worker.step()
+            worker.clock(0.5, figures)
+            assert worker.judge(figures)
+            worker.log(figures)
+
+    first = Worker(job, rank=0, world_size=1)
+    steps(first, 3)
+    first.save()
+    first.close()
+    second = Worker(job, rank=0, world_size=1)
+    steps(second, 3)
+    second.close()
+    lines = list(read_metrics(job.work / METRICS))
+    assert [(x["step"], x["event"], x["workers"]) for x in lines if "event" in x] == [
+        (0, "start", 1), (3, "resume", 1),
+    ]  # fmt: skip
+    told = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in told] == [1, 2, 3, 4, 5, 6]
+    tokens = 4 * split.seq_len
+    for line in told:
+        # Of each attempt's steps, and over all of them: half a second each.
+        assert line["recent_tokens_per_s"] == pytest.approx(tokens / 0.5, rel=1e-3)
+        assert line["tokens_per_s"] == pytest.approx(tokens / 0.5, rel=1e-3)
+        assert 0 < line["mfu"] < 1
+        assert 0 < line["data_wait_s"] < 60
+        assert 10**8 < line["memory_bytes"] <= line["memory_peak_bytes"] * 1.01
+        # One rank is the fullest.
+        assert line["max_memory_peak_bytes"] == line["memory_peak_bytes"]
+    assert told[0]["left_s"] is None
+    assert told[3]["left_s"] is None, "of a first step nothing follows"
+    assert [told[5]["left_s"]] == [0.0]
+    assert told[4]["left_s"] == pytest.approx(0.5, rel=1e-3)
+
+
+ASIDE_CASES: dict[str, tuple[str, dict[str, Any], float]] = {
+    "whole weights": ("causal", {"zero": 0}, 1e-6),
+    "sharded optimizer": ("seq2seq", {"zero": 2}, 1e-6),
+    "sharded weights": ("mlm", {"zero": 3}, 1e-6),
+    "a model at the start": ("dpo", {"zero": 2}, 1e-6),
+    "adapters": ("causal", {"zero": 3, "lora": {"rank": 4}}, 1e-6),
+    "bf16": ("causal", {"zero": 2, "precision": "bf16"}, 1e-3),
+}
+
+
+@pytest.mark.parametrize("case", ASIDE_CASES)
+def test_a_checkpoint_looked_at_aside_has_the_held_out_loss_of_the_loop(
+    case: str, tmp_path: Path
+) -> None:
+    from raylm.train.held_out import validate_checkpoint
+    from raylm.train.worker import Worker
+
+    name, changes, tolerance = ASIDE_CASES[case]
+    format, options, preset, _ = CASES[name]
+    data = dataset(tmp_path / "data", format)
+    config = TrainConfig(
+        steps=9, global_batch=4, micro_batch=2, workers=1, optimizer={"lr": 0.01},
+        schedule={"kind": "constant", "warmup": 0}, **{**options, **changes},
+    )  # fmt: skip
+    model = ModelConfig(preset=preset, **SMALL)
+    if "lora" in changes:
+        train(name, data, tmp_path / "first", model, zero=0)
+        model = ModelConfig(path=str(tmp_path / "first" / "model"))
+    objective: ObjectiveName = name  # type: ignore[assignment]
+    job = Job(model, config, data, tmp_path / "work", 0, "c", resume=False,
+              result=tmp_path / "model", objective=objective)  # fmt: skip
+    job.work.mkdir()
+    worker = Worker(job, rank=0, world_size=1)
+    worker.restore()
+    before = worker.validate()
+    for _ in range(3):
+        worker.step()
+    loss = worker.validate()
+    worker.save()
+    worker.close()
+    (checkpoint,) = complete_checkpoints(job.work / "checkpoints")
+    found = validate_checkpoint(job, checkpoint)
+    assert found.step == 3
+    assert abs(loss - before) > 100 * tolerance * abs(loss), "it learned nothing to compare"
+    assert found.held_out_loss == pytest.approx(loss, rel=tolerance)
+    (checkpoint.state / "rng-0.npy").write_bytes(b"altered")
+    with pytest.raises(ArtifactError, match=r"rng-0.npy has 7 of "):
+        validate_checkpoint(job, checkpoint)

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 
 from raylm.config.train import TrainConfig
 from raylm.data.shards import Batch
+from raylm.model.document_attention import spans_for, use_document_attention
 from raylm.train.fused_loss import fused_loss
+from raylm.train.objectives.intercept import inner
 from raylm.train.objectives.masks import document_mask
 
 
@@ -21,9 +23,12 @@ class Causal:
     """The next token of every document."""
 
     name = "causal"
+    at_start = None
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
-        """Nothing has to be known beforehand."""
+        """Take the attention that is faster on CPUs."""
+        if not config.gpus_per_worker:
+            use_document_attention(model)
 
     def loss(
         self, model: Any, batch: Batch, *, mask_documents: bool, whole_head: bool
@@ -86,7 +91,8 @@ def at_targets(
 
 def _inputs(model: Any, batch: Batch, mask_documents: bool) -> dict[str, Any]:
     device = next(model.parameters()).device
-    mask = document_mask(batch.segment_ids) if mask_documents else None
+    spans = spans_for(inner(model), batch.segment_ids, apart=mask_documents)
+    mask = document_mask(batch.segment_ids) if mask_documents and spans is None else None
     # Positions that restart would by themselves tell transformers to mask documents.
     positions = batch.position_ids if mask_documents else np.arange(batch.input_ids.shape[1])[None]
     return {
@@ -94,4 +100,5 @@ def _inputs(model: Any, batch: Batch, mask_documents: bool) -> dict[str, Any]:
         "position_ids": torch.from_numpy(positions).to(device).long(),
         "attention_mask": None if mask is None else mask.to(device),
         "use_cache": False,
+        **({} if spans is None else {"spans": spans}),
     }

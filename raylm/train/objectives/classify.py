@@ -20,6 +20,7 @@ class Classify:
     """The class of each text of a row."""
 
     name = "classify"
+    at_start = None
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
         """Nothing has to be known beforehand."""

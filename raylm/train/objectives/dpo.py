@@ -7,7 +7,6 @@ answer became than it was for the model at the start, in nats over its tokens.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from raylm.data.shards import NO_TARGET, Batch
 from raylm.train.lora import adapters_off, has_adapters
 from raylm.train.objectives.causal import at_targets, next_token_logits
 from raylm.train.objectives.intercept import inner
-from raylm.train.objectives.objective import evaluating
+from raylm.train.objectives.objective import Ask, evaluating
 
 
 class Dpo:
@@ -30,15 +29,12 @@ class Dpo:
 
     def __init__(self) -> None:
         self._beta = 0.1
-        self._reference: Any = None
+        self.at_start: Ask | None = answer_log_probs
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
-        """Keep a frozen copy of the model as it is now, whole on every worker; with adapters
-        none is needed, for the model without them is what it was.
-        """
+        """With adapters, the model without them is what it was at the start."""
         self._beta = config.dpo_beta
-        if not has_adapters(model):
-            self._reference = deepcopy(model).eval().requires_grad_(False)
+        self.at_start = None if has_adapters(model) else answer_log_probs
 
     def loss(
         self, model: Any, batch: Batch, *, mask_documents: bool, whole_head: bool
@@ -53,13 +49,12 @@ class Dpo:
         return (losses * there.to(losses.device)).sum()
 
     def _before(self, model: Any, batch: Batch) -> torch.Tensor:
-        if has_adapters(inner(model)):
+        if self.at_start is None:
             with adapters_off(inner(model)), evaluating(model):
                 return answer_log_probs(model, batch)
-        assert self._reference is not None, "prepare() was not called"
-        parameter = next(model.parameters())
-        self._reference.to(parameter.device, parameter.dtype)
-        return answer_log_probs(self._reference, batch)
+        assert batch.reference is not None, "the batch does not say what the model was"
+        known = batch.reference[:, : _width(batch)]
+        return torch.from_numpy(known).to(next(model.parameters()).device)
 
     def scores(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits [t, vocabulary], targets [t] and rows [t], of chosen and rejected answers."""
@@ -70,12 +65,16 @@ def answer_log_probs(model: Any, batch: Batch) -> torch.Tensor:
     """Log-probability of each segment's targets together, [n, segments of a row, made even]."""
     logits, targets, rows = at_targets(next_token_logits(model, batch, mask_documents=True), batch)
     found = -F.cross_entropy(logits, targets.to(logits.device), reduction="none")
-    width = int(num_segments(batch).max())
-    width += width % 2
+    width = _width(batch)
     segments = torch.from_numpy(batch.segment_ids[batch.targets != NO_TARGET]).long() - 1
     index = (rows * width + segments).to(found.device)
     sums = found.new_zeros(len(batch.input_ids) * width).index_add(0, index, found)
     return sums.view(-1, width)
+
+
+def _width(batch: Batch) -> int:
+    width = int(num_segments(batch).max())
+    return width + width % 2
 
 
 def num_segments(batch: Batch) -> np.ndarray:

@@ -25,6 +25,7 @@ class Mlm:
     """The tokens that were hidden."""
 
     name = "mlm"
+    at_start = None
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
         """Nothing has to be known beforehand."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     from raylm.model.build import Head
 
 
+Ask = Callable[[Any, Batch], "torch.Tensor"]
+"""A model and a batch to figures of its rows, [n, figures of a row]."""
+
+
 class Objective(Protocol):
     """A loss, and the scores that evaluation reads from the same forward pass."""
 
     name: str
+    at_start: Ask | None
+    """What must be known of the model before its first step, if anything, of every row: after
+    `prepare` (raylm/train/reference.py)."""
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
         """Look at the fresh model once, before it is sharded and trained."""

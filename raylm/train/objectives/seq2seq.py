@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -29,6 +30,7 @@ class Seq2Seq:
     """The target of a source."""
 
     name = "seq2seq"
+    at_start = None
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
         """Nothing has to be known beforehand."""
@@ -85,8 +87,19 @@ def _inputs(model: Any, batch: Batch, *, packed: bool) -> _Inputs:
     own, causal, cross = (None if mask is None else mask.to(device) for mask in masks)
     return _Inputs(
         torch.from_numpy(source.input_ids).to(device), own,
-        torch.from_numpy(batch.input_ids).to(device), causal, cross,
+        torch.from_numpy(_read(model, batch)).to(device), causal, cross,
     )  # fmt: skip
+
+
+def _read(model: Any, batch: Batch) -> np.ndarray:
+    """What the decoder reads, [n, L]: targets begin with the model's own start token, which a
+    folder may have of another kind than the dataset (BART's is end-of-text).
+    """
+    start = inner(model).config.decoder_start_token_id
+    if start is None:
+        return batch.input_ids
+    begins = (batch.segment_ids > 0) & (batch.position_ids == 0)
+    return np.where(begins, start, batch.input_ids)
 
 
 def _logits(model: Any, inputs: _Inputs) -> torch.Tensor:

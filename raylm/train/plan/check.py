@@ -14,7 +14,7 @@ from raylm.train.plan.disk import checkpoint_bytes
 from raylm.train.plan.fit import check_fits
 from raylm.train.plan.pace import pace
 from raylm.train.plan.room import Room, cluster_room, this_node
-from raylm.train.plan.subject import decoder_of
+from raylm.train.plan.subject import subject_of
 
 
 def check_training(
@@ -28,12 +28,15 @@ def check_training(
     Raises:
         HostError: a worker needs more memory than it has, and `train.check_memory` is on.
     """
-    decoder = decoder_of(model, seq_len=split.seq_len, vocab_size=split.vocab_size)
-    if decoder is None:
+    subject = subject_of(
+        model, seq_len=split.seq_len, vocab_size=split.vocab_size,
+        source_len=split.source_len, num_labels=split.num_labels,
+    )  # fmt: skip
+    if subject is None:
         return None
-    memory = check_fits(decoder, config, connected_room().worker_bytes)
+    memory = check_fits(subject, config, connected_room().worker_bytes)
     expected = pace(
-        decoder,
+        subject,
         config,
         worker_peak=known_peak(config, root),
         num_samples=split.num_samples,
@@ -44,7 +47,7 @@ def check_training(
         "tokens_per_s": expected.tokens_per_s,
         "train_s": expected.train_s,
         "steps": expected.steps,
-        "checkpoint_bytes": checkpoint_bytes(decoder, config),
+        "checkpoint_bytes": checkpoint_bytes(subject, config),
     }
 
 

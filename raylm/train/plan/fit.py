@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from raylm.config.train import TrainConfig
 from raylm.errors import HostError
-from raylm.train.plan.memory import Decoder, Memory, peak_memory
+from raylm.train.plan.memory import Memory, peak_memory
+from raylm.train.plan.subject import Subject
 
 RoomOf = Callable[[TrainConfig], int]
 """Bytes that one worker of a setting has; 0 where its workers cannot be placed."""
@@ -14,9 +15,9 @@ RoomOf = Callable[[TrainConfig], int]
 
 def micro_batches(config: TrainConfig, workers: int) -> list[int]:
     """Micro-batches that make up the global batch on so many workers, the largest first."""
-    if config.global_batch % workers:
+    if config.global_batch % max(1, workers):
         return []
-    share = config.global_batch // workers
+    share = config.global_batch // max(1, workers)
     return [size for size in range(share, 0, -1) if share % size == 0]
 
 
@@ -31,6 +32,8 @@ def candidates(config: TrainConfig) -> Iterator[TrainConfig]:
         for count in range(config.max_workers, config.global_batch + 1)
         if count == config.max_workers or micro_batches(config, count)
     ]
+    if config.is_alone:
+        worker_counts = [0]
     for workers in worker_counts:
         for zero in range(config.zero, 4):
             for checkpointed in sorted({config.activation_checkpointing, True}):
@@ -46,39 +49,39 @@ def candidates(config: TrainConfig) -> Iterator[TrainConfig]:
                         )
 
 
-def nearest_fitting(decoder: Decoder, config: TrainConfig, room: RoomOf) -> TrainConfig | None:
+def nearest_fitting(subject: Subject, config: TrainConfig, room: RoomOf) -> TrainConfig | None:
     """The first candidate that fits; None if none does."""
-    return next((each for each in candidates(config) if fits(decoder, each, room)), None)
+    return next((each for each in candidates(config) if fits(subject, each, room)), None)
 
 
-def largest_micro_batch(decoder: Decoder, config: TrainConfig, room: RoomOf) -> int | None:
+def largest_micro_batch(subject: Subject, config: TrainConfig, room: RoomOf) -> int | None:
     """The largest micro-batch, of those that make up the global batch, that fits."""
     for size in micro_batches(config, config.max_workers):
-        if fits(decoder, config.model_copy(update={"micro_batch": size}), room):
+        if fits(subject, config.model_copy(update={"micro_batch": size}), room):
             return size
     return None
 
 
-def fits(decoder: Decoder, config: TrainConfig, room: RoomOf) -> bool:
+def fits(subject: Subject, config: TrainConfig, room: RoomOf) -> bool:
     """Whether every worker's peak fits what it has."""
-    return peak_memory(decoder, config).total_bytes <= room(config)
+    return peak_memory(subject, config).total_bytes <= room(config)
 
 
-def check_fits(decoder: Decoder, config: TrainConfig, room: RoomOf) -> Memory:
+def check_fits(subject: Subject, config: TrainConfig, room: RoomOf) -> Memory:
     """The memory of a worker, or an error that says what would fit.
 
     Raises:
         HostError: a worker needs more than it has, and `config.check_memory` is on.
     """
-    memory = peak_memory(decoder, config)
+    memory = peak_memory(subject, config)
     has = room(config)
     # Workers that cannot be placed at all are refused elsewhere, with another remedy.
     if memory.total_bytes <= has or has == 0 or not config.check_memory:
         return memory
-    raise does_not_fit(decoder, config, memory, room)
+    raise does_not_fit(subject, config, memory, room)
 
 
-def does_not_fit(decoder: Decoder, config: TrainConfig, memory: Memory, room: RoomOf) -> HostError:
+def does_not_fit(subject: Subject, config: TrainConfig, memory: Memory, room: RoomOf) -> HostError:
     """The error for a training whose workers need more memory than they have."""
     largest = sorted(memory.parts().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in largest)
@@ -86,7 +89,7 @@ def does_not_fit(decoder: Decoder, config: TrainConfig, memory: Memory, room: Ro
         f"the training does not fit: a worker needs {_gib(memory.total_bytes)} ({parts}), and "
         f"has {_gib(room(config))}",
         code="plan-does-not-fit",
-        hint=_hint(decoder, config, nearest_fitting(decoder, config, room)),
+        hint=_hint(subject, config, nearest_fitting(subject, config, room)),
     )
 
 
@@ -100,12 +103,12 @@ def changed(config: TrainConfig, found: TrainConfig) -> dict[str, str]:
     }
 
 
-def _hint(decoder: Decoder, config: TrainConfig, found: TrainConfig | None) -> str:
+def _hint(subject: Subject, config: TrainConfig, found: TrainConfig | None) -> str:
     rest = "train.check_memory=false goes on all the same"
     if found is None:
         return f"no setting of this model fits here: take a smaller one or a larger machine; {rest}"
     sets = " ".join(f"--set {key}={value}" for key, value in changed(config, found).items())
-    return f"{sets} needs {_gib(peak_memory(decoder, found).total_bytes)} and fits; {rest}"
+    return f"{sets} needs {_gib(peak_memory(subject, found).total_bytes)} and fits; {rest}"
 
 
 def _gib(size: int) -> str:

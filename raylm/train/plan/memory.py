@@ -4,7 +4,8 @@ Three moments are compared: the backward pass as it begins (all activations are 
 reduction of the gradients as it ends (all gradients are there, and copies of them), and the
 optimizer's step. What DeepSpeed 0.19 keeps is read from its stage_1_and_2.py, stage3.py and
 engine.py, under the settings of `raylm.train.zero`; what autograd keeps of a layer was counted
-with saved-tensor hooks (transformers 5.23, torch 2.15). docs/plan.md has the errors.
+with saved-tensor hooks (transformers 5.23, torch 2.15), in a file for each architecture.
+docs/plan.md has the errors.
 """
 
 from __future__ import annotations
@@ -12,14 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from raylm.config.train import TrainConfig
-from raylm.model.shapes import DecoderShape
-from raylm.train.plan.activations import (
-    kept_by_checkpointed_layer,
-    kept_by_layer,
-    kept_outside_layers,
-    worked_on_by_layer,
-)
-from raylm.train.zero import BUCKET_ELEMENTS
+from raylm.train.plan.batch import BatchMemory, Kept, width_bytes
+from raylm.train.plan.subject import Subject
+from raylm.train.zero import BUCKET_ELEMENTS, MUON_BUCKET_ELEMENTS
 
 MIB = 2**20
 # ZeRO-0 flattens gradients up to so many elements at a time (engine.py, allreduce_no_retain).
@@ -41,27 +37,6 @@ _GPU_HOLES = 0.1
 _GPU_CONTEXT_BYTES = 1024 * MIB
 # Measured: a Ray Train worker that has imported torch, DeepSpeed and transformers.
 PROCESS_BYTES = 1_047_000_000
-# A block of logits in raylm.train.fused_loss: as the product, and as its softmax.
-_LOGITS_BLOCK_BYTES = 2 * 8 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """What is trained, as far as its cost goes."""
-
-    shape: DecoderShape
-    vocab_size: int
-    seq_len: int
-
-    @property
-    def num_parameters(self) -> int:
-        """A tied head counted once."""
-        return self.shape.num_parameters(self.vocab_size)
-
-    @property
-    def flops_per_token(self) -> int:
-        """Forward and backward, without what activation checkpointing does again."""
-        return self.shape.flops_per_token(self.vocab_size, self.seq_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,38 +66,47 @@ class Memory:
         return sum(self.parts().values())
 
 
-def peak_memory(decoder: Decoder, config: TrainConfig) -> Memory:
+def peak_memory(subject: Subject, config: TrainConfig) -> Memory:
     """The memory of one worker at its fullest moment."""
-    moments = (_backward(decoder, config), _reduction(decoder, config), _step(decoder, config))
+    moments = (_backward(subject, config), _reduction(subject, config), _step(subject, config))
     return max(moments, key=lambda memory: memory.total_bytes)
 
 
-def width_bytes(config: TrainConfig) -> int:
-    """Bytes of a weight, and of an activation."""
-    return 2 if config.precision == "bf16" else 4
+def host_bytes(subject: Subject, config: TrainConfig) -> int:
+    """What a worker keeps in its host's memory instead of its GPU's, after `train.offload`.
+
+    Master weight, two moments and gradient in float32; with ZeRO 1 and 2 the new weights before
+    they are copied back, with `all` the parameters themselves (stage_1_and_2.py, stage3.py).
+    """
+    if config.offload == "none":
+        return 0
+    weights = width_bytes(config) if config.zero < 3 or config.offload == "all" else 0
+    return -(-subject.num_parameters // config.min_workers) * (16 + weights)
 
 
-def _backward(decoder: Decoder, config: TrainConfig) -> Memory:
+def _backward(subject: Subject, config: TrainConfig) -> Memory:
     """The backward pass begins: activations, and gradients of earlier micro-batches."""
+    batch = subject.batch_memory(config)
     return _memory(
-        decoder,
+        subject,
         config,
         "as the backward pass begins",
-        gradients=_accumulated(decoder, config),
-        activations=_activations(decoder, config),
-        loss=_loss(decoder, config),
+        gradients=_accumulated(subject, config),
+        activations=batch.activations.total_bytes,
+        loss=batch.loss,
     )
 
 
-def _reduction(decoder: Decoder, config: TrainConfig) -> Memory:
+def _reduction(subject: Subject, config: TrainConfig) -> Memory:
     """The backward pass ends: every gradient, and what carries them to the other workers."""
-    count, width = decoder.num_parameters, width_bytes(config)
+    count, width = subject.num_parameters, width_bytes(config)
+    batch = subject.batch_memory(config)
     if config.zero == 0:
         gradients = count * width
         communication = min(count, _ALLREDUCE_ELEMENTS) * width if config.min_workers > 1 else 0
     else:
         # The partition of this micro-batch, beside that of the ones before.
-        gradients = _accumulated(decoder, config) + count * width // config.min_workers
+        gradients = _accumulated(subject, config) + count * width // config.min_workers
         flat = min(count, BUCKET_ELEMENTS)
         # On CPUs memory that was never written to is not there.
         bucket = BUCKET_ELEMENTS if config.gpus_per_worker else flat
@@ -130,36 +114,67 @@ def _reduction(decoder: Decoder, config: TrainConfig) -> Memory:
         copies = 2 if config.zero == 3 and not config.gpus_per_worker else 1
         communication = (bucket + copies * flat) * width
     return _memory(
-        decoder,
+        subject,
         config,
         "as gradients are reduced",
         gradients=gradients,
         communication=communication,
-        activations=_held(decoder, config, _activations(decoder, config)),
-        loss=_held(decoder, config, _loss(decoder, config)),
+        activations=_held_of(batch, config, batch.activations),
+        loss=_held(config, batch.loss, batch.loss_block),
     )
 
 
-def _step(decoder: Decoder, config: TrainConfig) -> Memory:
-    """The optimizer's step: gradients in float32, and AdamW's temporaries."""
-    count, width = decoder.num_parameters, width_bytes(config)
+def _step(subject: Subject, config: TrainConfig) -> Memory:
+    """The optimizer's step: gradients in float32. AdamW's, fused, has no temporaries."""
+    count, width = subject.num_parameters, width_bytes(config)
+    batch = subject.batch_memory(config)
     share = count if config.zero == 0 else -(-count // config.min_workers)
-    # sqrt(v) and its quotient, of one tensor at a time: with ZeRO all of a worker's share.
-    one = decoder.vocab_size * decoder.shape.hidden_size if config.zero == 0 else share
-    copies = 4 * share if config.zero or config.precision == "bf16" else 0
+    copies = 4 * share if config.zero or width == 2 else 0
+    if _is_off_gpu(config):
+        copies = 0
     return _memory(
-        decoder,
+        subject,
         config,
         "in the optimizer's step",
         gradients=share * width + copies,
-        optimizer=2 * 4 * one,
-        activations=_held(decoder, config, _activations(decoder, config)),
-        loss=_held(decoder, config, _loss(decoder, config)),
+        optimizer=_orthogonalized(subject, config, share),
+        activations=_held_of(batch, config, batch.activations),
+        loss=_held(config, batch.loss, batch.loss_block),
     )
 
 
+def _is_off_gpu(config: TrainConfig) -> bool:
+    return config.offload != "none" and config.gpus_per_worker > 0
+
+
+def num_orthogonal(subject: Subject, config: TrainConfig) -> int:
+    """Parameters that follow Muon."""
+    return subject.num_hidden if config.optimizer.name == "muon" else 0
+
+
+def _orthogonalized(subject: Subject, config: TrainConfig, share: int) -> int:
+    """What Muon's step works on: its share, a bucket of matrices, and one of them five times."""
+    count, largest = num_orthogonal(subject, config), subject.largest_hidden
+    if not count:
+        return 0
+    own = count if config.zero == 0 else count * share // subject.num_parameters
+    bucket = min(count, MUON_BUCKET_ELEMENTS) if config.zero else 0
+    return 4 * (min(own, largest) if config.zero == 0 else own) + 4 * (bucket + 5 * largest)
+
+
+def _optimizer(subject: Subject, config: TrainConfig, share: int) -> int:
+    """Master weights and moments: two for AdamW, one for what follows Muon."""
+    if _is_off_gpu(config):
+        return 0
+    has_master = config.zero > 0 or width_bytes(config) == 2
+    saved = 4 * num_orthogonal(subject, config) * share // subject.num_parameters
+    # On a CPU what is offloaded lies in the same memory, with the copies that offloading makes.
+    extra = host_bytes(subject, config) - 12 * share if config.offload != "none" else 0
+    return share * (12 if has_master else 8) - saved + extra
+
+
 def _memory(
-    decoder: Decoder,
+    subject: Subject,
     config: TrainConfig,
     moment: str,
     *,
@@ -170,81 +185,54 @@ def _memory(
     optimizer: int = 0,
 ) -> Memory:
     """A moment, with what is there at all moments added."""
-    count, width = decoder.num_parameters, width_bytes(config)
+    count, width = subject.num_parameters, width_bytes(config)
     share = -(-count // config.min_workers) if config.zero else count
     parameters = count * width
     if config.zero == 3:
         # The share, what is gathered of it, and the flat buffers through which it is.
         gathered = min(count, _LIVE_PARAMETERS) + min(count, _PREFETCH_ELEMENTS)
         parameters = (share + gathered) * width
-    has_master = config.zero > 0 or config.precision == "bf16"
+        if config.offload == "all":
+            # On a GPU the share is not there; on a CPU `_optimizer` counts it.
+            parameters -= share * width
     return Memory(
         moment=moment,
         parameters=parameters,
         gradients=gradients,
-        optimizer=share * (12 if has_master else 8) + optimizer,
+        optimizer=_optimizer(subject, config, share) + optimizer,
         communication=communication,
         activations=activations,
         loss=loss,
-        allocator=_allocator(decoder, config, activations + loss + communication),
+        allocator=_allocator(subject, config, activations + loss + communication),
         process=_GPU_CONTEXT_BYTES if config.gpus_per_worker else PROCESS_BYTES,
     )
 
 
-def _allocator(decoder: Decoder, config: TrainConfig, transient: int) -> int:
+def _allocator(subject: Subject, config: TrainConfig, transient: int) -> int:
     if config.gpus_per_worker:
         return int(transient * _GPU_HOLES)
-    layers = min(_HOLES_LAYERS, decoder.shape.num_layers)
-    return _ARENA_BYTES + _held(decoder, config, layers * _layer(decoder, config))
+    batch = subject.batch_memory(config)
+    layers = sorted(_held_of(batch, config, layer) for layer in batch.layers)
+    return _ARENA_BYTES + sum(layers[-_HOLES_LAYERS:])
 
 
-def _accumulated(decoder: Decoder, config: TrainConfig) -> int:
+def _accumulated(subject: Subject, config: TrainConfig) -> int:
     """Gradients of earlier micro-batches of the same step."""
     if config.global_batch == config.min_workers * config.micro_batch:
         return 0
+    if _is_off_gpu(config) and config.zero > 1:
+        return 0
     # ZeRO-1 keeps its share as views of the bucket, and so the bucket.
     parts = config.min_workers if config.zero > 1 else 1
-    return decoder.num_parameters * width_bytes(config) // parts
+    return subject.num_parameters * width_bytes(config) // parts
 
 
-def _activations(decoder: Decoder, config: TrainConfig) -> int:
-    shape, width, masked = decoder.shape, width_bytes(config), config.mask_documents
-    tokens = config.micro_batch * decoder.seq_len
-    layer = _layer(decoder, config)
-    if config.activation_checkpointing:
-        kept = shape.num_layers * kept_by_checkpointed_layer(shape, tokens, width=width) + layer
-    else:
-        kept = shape.num_layers * layer
-    outside = kept_outside_layers(shape, tokens, decoder.seq_len, width=width, masked=masked)
-    return kept + outside + worked_on_by_layer(shape, tokens, width=width)
+def _held_of(batch: BatchMemory, config: TrainConfig, kept: Kept) -> int:
+    rows = _held(config, kept.rows, batch.row_block)
+    return rows + _held(config, kept.scores, batch.score_block)
 
 
-def _layer(decoder: Decoder, config: TrainConfig) -> int:
-    return kept_by_layer(
-        decoder.shape,
-        config.micro_batch * decoder.seq_len,
-        decoder.seq_len,
-        width=width_bytes(config),
-        masked=config.mask_documents,
-    )
-
-
-def _loss(decoder: Decoder, config: TrainConfig) -> int:
-    """Head and cross-entropy: fused, a block of rows at a time, or whole with ZeRO-3."""
-    width, tokens = width_bytes(config), config.micro_batch * decoder.seq_len
-    if config.zero == 3:
-        # Logits, as float32, their log-softmax and its gradient.
-        return tokens * decoder.vocab_size * (12 if width == 4 else 12 + width)
-    head = decoder.vocab_size * decoder.shape.hidden_size
-    block = min(_LOGITS_BLOCK_BYTES, tokens * decoder.vocab_size * 8)
-    # Of hidden states: the last ones, those with a target, and their gradient, twice.
-    return block + 4 * tokens * decoder.shape.hidden_size * width + head * (4 + 2 * width)
-
-
-def _held(decoder: Decoder, config: TrainConfig, size: int) -> int:
-    """What of a freed size stays with the process: malloc's heap is seldom given back."""
-    if config.gpus_per_worker:
-        return 0
-    tokens = config.micro_batch * decoder.seq_len
-    block = tokens * decoder.shape.intermediate_size * width_bytes(config)
-    return size if block < _HEAP_BLOCK_BYTES else 0
+def _held(config: TrainConfig, size: int, block: int) -> int:
+    """What of a size, freed in such blocks, stays with the process: malloc's heap is seldom
+    given back."""
+    return size if block < _HEAP_BLOCK_BYTES and not config.gpus_per_worker else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raylm.config.train import TrainConfig
-from raylm.train.plan.memory import Decoder
+from raylm.train.plan.subject import Subject
 
 # Model FLOP/s utilisation to reckon with. CPUs: benchmarks/plan_memory.py's model against a
 # matrix product on the same core. GPUs: what nanochat and torchtitan report of one H100 at
@@ -32,7 +32,7 @@ class Pace:
 
 
 def pace(
-    decoder: Decoder,
+    subject: Subject,
     config: TrainConfig,
     *,
     worker_peak: float | None,
@@ -44,14 +44,14 @@ def pace(
         worker_peak: FLOP/s of one worker's device.
         num_samples: sequences of the training split, if it is there.
     """
-    flops = decoder.flops_per_token
+    flops = subject.flops_per_token
     # The forward pass is a third of the work, and done again.
     computed = flops * 4 / 3 if config.activation_checkpointing else flops
     peak = worker_peak * config.max_workers if worker_peak else None
     roofline = peak / computed if peak else None
     reached = REACHED_GPU if config.gpus_per_worker else REACHED_CPU
     rate = roofline * reached if roofline else None
-    step_tokens = config.global_batch * decoder.seq_len
+    step_tokens = config.global_batch * subject.seq_len
     steps = config.steps
     if steps is None and rate is not None and config.time_s is not None:
         steps = max(1, int(config.time_s * rate / step_tokens))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 
 from raylm.config.train import TrainConfig
+from raylm.nvidia import query_gpus
 
 # Ray ends workers when a node's memory is fuller than this (RAY_memory_usage_threshold).
 _RAY_LIMIT = 0.95
@@ -96,18 +96,8 @@ def gpu_bytes() -> tuple[int, ...]:
 
 def gpus() -> tuple[tuple[str, int], ...]:
     """Name and free bytes of each GPU of this machine, as its driver tells."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
     with suppress(OSError, subprocess.SubprocessError, ValueError):
-        done = subprocess.run(
-            [tool, "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]
+        rows = [line.rpartition(",") for line in query_gpus("name,memory.free")]
         return tuple((name.strip(), int(free) * 2**20) for name, _, free in rows)
     return ()
 

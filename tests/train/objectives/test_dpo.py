@@ -56,8 +56,8 @@ def moved(model: Any) -> Any:
     return model
 
 
-def loss_of(objective: Dpo, model: Any) -> torch.Tensor:
-    return objective.loss(model, pairs(), mask_documents=True, whole_head=True)
+def loss_of(objective: Dpo, model: Any, batch: Batch) -> torch.Tensor:
+    return objective.loss(model, batch, mask_documents=True, whole_head=True)
 
 
 def test_log_probabilities_are_summed_over_each_answer() -> None:
@@ -74,9 +74,12 @@ def test_a_pair_costs_log_two_at_the_start_and_the_papers_loss_after_it() -> Non
     model = tiny("llama").train()
     objective, reference = Dpo(), deepcopy(model)
     objective.prepare(model, CONFIG)
-    assert float(loss_of(objective, model)) == pytest.approx(3 * math.log(2), rel=1e-6)
+    assert objective.at_start is answer_log_probs
+    with torch.no_grad():
+        batch = replace(pairs(), reference=answer_log_probs(model, pairs()).numpy())
+    assert float(loss_of(objective, model, batch)) == pytest.approx(3 * math.log(2), rel=1e-6)
     moved(model)
-    found, expected = loss_of(objective, model), expected_loss(model, reference, 0.5)
+    found, expected = loss_of(objective, model, batch), expected_loss(model, reference, 0.5)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     assert abs(float(found) - 3 * math.log(2)) > 0.01
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -92,10 +95,11 @@ def test_with_adapters_the_model_without_them_is_the_reference() -> None:
     add_adapters(model, LoraConfig(rank=4, dropout=0.0))
     objective = Dpo()
     objective.prepare(model, CONFIG)
-    assert float(loss_of(objective, model)) == pytest.approx(3 * math.log(2), rel=1e-6)
+    assert objective.at_start is None
+    assert float(loss_of(objective, model, pairs())) == pytest.approx(3 * math.log(2), rel=1e-6)
     moved(model)
     expected = expected_loss(model, reference, 0.5)
-    assert float(loss_of(objective, model)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss_of(objective, model, pairs())) == pytest.approx(float(expected), rel=1e-5)
     assert abs(float(expected) - 3 * math.log(2)) > 0.01
     assert model.training
 

@@ -11,7 +11,7 @@ import torch
 from raylm.data.shards import NO_TARGET
 from raylm.train.objectives.masks import cross_mask
 from raylm.train.objectives.seq2seq import Seq2Seq
-from tests.train.packing import draw, pack_pairs, tiny
+from tests.train.packing import PAD, draw, pack_pairs, tiny
 
 SOURCES = draw(6, 4, 5, seed=1)
 TARGETS = draw(3, 5, 4, seed=2)
@@ -56,6 +56,20 @@ def test_scores_are_those_of_each_pair_alone(kind: str) -> None:
     torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-5)
     assert targets.tolist() == [token for target in TARGETS for token in target]
     assert rows.tolist() == [0] * 8 + [1] * 4
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_target_begins_with_the_models_own_start_whatever_the_datasets_is(kind: str) -> None:
+    model, batch = tiny(kind), packed()
+    model.config.decoder_start_token_id = 1
+    assert batch.input_ids[0, 0] == PAD
+    with torch.no_grad():
+        loss = Seq2Seq().loss(model, batch, mask_documents=True, whole_head=True)
+        expected = sum(own_loss(model, s, t) for s, t in zip(SOURCES, TARGETS, strict=True))
+        model.config.decoder_start_token_id = PAD
+        other = Seq2Seq().loss(model, batch, mask_documents=True, whole_head=True)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert abs(float(other) - float(loss)) > 1e-3
 
 
 def test_places_in_the_row_do_not_matter_to_relative_positions() -> None:

@@ -3,6 +3,9 @@ import pytest
 from raylm.config.train import TrainConfig
 from raylm.errors import HostError
 from raylm.model.presets import PRESETS
+from raylm.train.plan.decoder import Decoder
+from raylm.train.plan.encoder import Encoder
+from raylm.train.plan.encoder_decoder import EncoderDecoder
 from raylm.train.plan.fit import (
     candidates,
     changed,
@@ -12,7 +15,8 @@ from raylm.train.plan.fit import (
     micro_batches,
     nearest_fitting,
 )
-from raylm.train.plan.memory import Decoder, peak_memory
+from raylm.train.plan.memory import peak_memory
+from raylm.train.plan.subject import Subject
 
 DECODER = Decoder(PRESETS["llama-30m"], 8192, 512)
 CONFIG = TrainConfig(global_batch=64, micro_batch=16, workers=2, zero=1)
@@ -100,6 +104,32 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does() -> None:
     assert error.hint.startswith("--set train.micro_batch=4 needs")
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        EncoderDecoder(PRESETS["t5-10m"], 8192, 512, 512),
+        Encoder(PRESETS["bert-10m"], 8192, 512),
+    ],
+    ids=["t5", "bert"],
+)
+def test_the_other_architectures_are_fitted_alike(subject: Subject) -> None:
+    def need(**changes: object) -> int:
+        return peak_memory(subject, CONFIG.model_copy(update=changes)).total_bytes
+
+    assert largest_micro_batch(subject, CONFIG, lambda config: need(micro_batch=8)) == 8
+    found = nearest_fitting(subject, CONFIG, lambda config: need(micro_batch=4))
+    assert found is not None
+    assert changed(CONFIG, found) == {"train.micro_batch": "4"}
+    least = need(micro_batch=1, activation_checkpointing=True)
+    assert least < need(micro_batch=1)
+    found = nearest_fitting(subject, CONFIG, lambda config: need(micro_batch=1) - 1)
+    assert found is not None
+    assert changed(CONFIG, found)["train.activation_checkpointing"] == "true"
+    with pytest.raises(HostError) as caught:
+        check_fits(subject, CONFIG, lambda config: need(micro_batch=4))
+    assert str(caught.value.hint).startswith("--set train.micro_batch=4 needs")
+
+
 def test_a_model_too_large_for_any_setting_says_so() -> None:
     with pytest.raises(HostError) as caught:
         check_fits(DECODER, CONFIG, lambda config: 10**6)
@@ -110,3 +140,9 @@ def test_what_fits_or_is_not_to_be_checked_gives_its_memory() -> None:
     assert check_fits(DECODER, CONFIG, lambda config: need()).total_bytes == need()
     unchecked = CONFIG.model_copy(update={"check_memory": False})
     assert check_fits(DECODER, unchecked, lambda config: 1).total_bytes == need()
+
+
+def test_a_training_without_workers_is_offered_none() -> None:
+    alone = CONFIG.model_copy(update={"workers": 0})
+    assert {each.workers for each in candidates(alone)} == {0}
+    assert largest_micro_batch(DECODER, alone, lambda _: 10**15) == 64

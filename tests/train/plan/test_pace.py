@@ -2,7 +2,7 @@ import pytest
 
 from raylm.config.train import TrainConfig
 from raylm.model.presets import PRESETS
-from raylm.train.plan.memory import Decoder
+from raylm.train.plan.decoder import Decoder
 from raylm.train.plan.pace import REACHED_CPU, REACHED_GPU, pace
 
 DECODER = Decoder(PRESETS["llama-30m"], 8192, 512)

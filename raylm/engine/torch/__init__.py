@@ -1,0 +1,1 @@
+"""The engine that runs whatever transformers can: decoders, encoder-decoders and encoders."""

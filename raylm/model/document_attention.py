@@ -1,0 +1,171 @@
+"""Causal attention within documents for CPUs: a block of queries against the keys it may see.
+
+torch's kernel for CPUs takes 512 keys at a time and hides what lies ahead, so that rows of 512
+tokens cost twice what they need, and several documents in a row need a mask as large as the
+scores. Here queries go in blocks, as in FlashAttention-2 (arXiv 2307.08691): each is multiplied
+with the keys of its own document up to its end and nothing else. The scores of a block stay in
+the cache, and the backward pass makes them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+NAME = "raylm_documents"
+"""As a transformers `attn_implementation`."""
+_BLOCK = 128
+"""Queries at a time: fewer are slow products, more are multiplied with keys ahead of them."""
+_SHORT = 48
+"""Documents shorter than this on average are cheaper masked: each costs a few calls."""
+
+Span = tuple[int, int, int]
+"""A document's row, first and last place (exclusive)."""
+
+
+def use_document_attention(model: Any) -> None:
+    """Make a transformers model ready for `spans`; without them it works as before.
+
+    One whose attention is more than softmax over all keys before it stays as it is.
+    """
+    config = model.config
+    more = ("attention_dropout", "sliding_window", "attn_logit_softcapping")
+    is_plain = not any(getattr(config, name, None) for name in more)
+    if config._attn_implementation == "sdpa" and is_plain:
+        model.set_attn_implementation(NAME)
+
+
+def spans_for(model: Any, segment_ids: np.ndarray, *, apart: bool) -> list[Span] | None:
+    """The documents of rows [n, L] for the keyword argument `spans` of a model's forward pass.
+
+    Args:
+        apart: False takes each row as one document.
+
+    Returns:
+        None where the model cannot take them, or a mask is faster.
+    """
+    if model.config._attn_implementation != NAME or model.dtype != torch.float32:
+        return None
+    num_rows, length = segment_ids.shape
+    if not apart:
+        return [(row, 0, length) for row in range(num_rows)]
+    starts = np.ones(segment_ids.shape, bool)
+    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    rows, firsts = np.nonzero(starts)
+    if len(rows) * _SHORT > segment_ids.size:
+        return None
+    lasts = np.append(firsts[1:], length)
+    lasts[lasts == 0] = length
+    return list(zip(rows.tolist(), firsts.tolist(), lasts.tolist(), strict=True))
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    spans: list[Span] | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    if spans is None:
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **more
+        )
+        return found
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return document_attention(query, key, value, spans, scale).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+class _DocumentAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spans: list[Span],
+        scale: float,
+    ) -> torch.Tensor:
+        out = _like(query)
+        for row, start, first, last in _blocks(spans):
+            weights = _weights(query[row], key[row], start, first, last, scale)
+            torch.bmm(weights, value[row, :, start:last], out=out[row, :, first:last])
+        context.save_for_backward(query, key, value)
+        context.spans, context.scale = spans, scale
+        return out
+
+    @staticmethod
+    def backward(context: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value = context.saved_tensors
+        scale, (grad,) = context.scale, grads
+        grad_query, grad_key, grad_value = _like(query), _like(key), _like(value)
+        document = None
+        for row, start, first, last in _blocks(context.spans):
+            weights = _weights(query[row], key[row], start, first, last, scale)
+            wanted = grad[row, :, first:last]
+            keys = slice(start, last)
+            # The last block of a document comes first, and reaches all of its keys.
+            beta = 1.0 if (row, start) == document else 0.0
+            document = row, start
+            grad_value[row, :, keys].baddbmm_(weights.transpose(1, 2), wanted, beta=beta)
+            scores = torch.bmm(wanted, value[row, :, keys].transpose(1, 2))
+            scores = torch._softmax_backward_data(scores, weights, 2, scores.dtype)
+            grad_query[row, :, first:last].baddbmm_(
+                scores, key[row, :, keys], beta=0.0, alpha=scale
+            )
+            grad_key[row, :, keys].baddbmm_(
+                scores.transpose(1, 2), query[row, :, first:last], beta=beta, alpha=scale
+            )
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _blocks(spans: list[Span]) -> Iterator[tuple[int, int, int, int]]:
+    """Row, start of the document, first and last query: the last block of a document first."""
+    for row, start, end in spans:
+        for first in reversed(range(start, end, _BLOCK)):
+            yield row, start, first, min(first + _BLOCK, end)
+
+
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, start: int, first: int, last: int, scale: float
+) -> torch.Tensor:
+    """What queries `first` to `last` take of keys `start` to `last`: [heads, queries, keys]."""
+    queries, keys = query[:, first:last], key[:, start:last]
+    scores = query.new_empty(query.shape[0], last - first, last - start)
+    torch.baddbmm(scores, queries, keys.transpose(1, 2), beta=0.0, alpha=scale, out=scores)
+    ahead = query.new_full((last - first, last - first), -math.inf).triu_(1)
+    scores[:, :, first - start :].add_(ahead)
+    return torch.softmax(scores, 2)
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """Empty, [n, heads, L, head size], with the heads of a place next to each other."""
+    return torch.empty_like(
+        tensor.transpose(1, 2), memory_format=torch.contiguous_format
+    ).transpose(1, 2)
+
+
+def document_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spans: list[Span], scale: float
+) -> torch.Tensor:
+    """Attention [n, heads, L, head size] of float32 tensors of that shape.
+
+    Args:
+        spans: every place of every row is in exactly one.
+    """
+    result: torch.Tensor = _DocumentAttention.apply(query, key, value, spans, scale)
+    return result

@@ -1,0 +1,1 @@
+"""OpenAI's Batch API: files of requests, answered beside everything else."""

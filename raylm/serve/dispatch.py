@@ -1,0 +1,119 @@
+"""Dispatch: a call's way to its chunks.
+
+First it is counted against its tenant's limits; then its chunks are kept ones, those of an equal
+call, or made by the engines when it is its turn, for which its tenant is charged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from raylm.serve.answer import Items, Source
+from raylm.serve.cache import ResultCache
+from raylm.serve.call import Call
+from raylm.serve.catalog import Entry
+from raylm.serve.gather import merged
+from raylm.serve.metrics import GatewayMetrics
+from raylm.serve.plan import Plan
+from raylm.serve.quota import LimitReached, Quota
+from raylm.serve.results import result_key
+from raylm.serve.tenant import Tenant, num_reserved_tokens
+from raylm.serve.turns import Turns
+
+
+@dataclass(slots=True)
+class Meter:
+    """Tokens that engines have worked on for a call; none for what came from the cache."""
+
+    num_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """How one gateway's calls reach the engines."""
+
+    quota: Quota
+    turns: Turns
+    metrics: GatewayMetrics
+    cache: ResultCache | None = None
+    engine_key: str = ""
+    """What of the engine's settings may change a text."""
+    isolate: bool = True
+    """Each tenant has its own cache."""
+
+    async def begin(
+        self,
+        plan: Plan,
+        entry: Entry,
+        tenant: Tenant,
+        call: Call,
+        held: ExitStack,
+        *,
+        repeatable: bool,
+    ) -> Source:
+        """Let a call in, and tell where its chunks come from.
+
+        What must be given back at its end is put on `held`; what the client is told, into the
+        call's headers. Only a `repeatable` call is looked up among the answers that are kept.
+
+        Raises:
+            RequestError: 429 or 400, its tenant's limits do not allow it.
+        """
+        meter = await self.count(tenant, num_reserved_tokens(plan), call, held)
+        # A folder whose content nobody has hashed may change under its name.
+        if self.cache is None or not entry.model.digest or not repeatable:
+            return self._in_turn(plan, entry, tenant, meter)
+        owner = tenant.id if self.isolate else ""
+        # Whoever listens has a deadline of its own; when the last has left, the work ends.
+        requests = tuple(replace(request, deadline_s=None) for request in plan.requests)
+        work = replace(plan, requests=requests)
+        served = await self.cache.serve(
+            result_key(plan, entry.model.digest, self.engine_key, owner),
+            plan,
+            lambda: self._in_turn(work, entry, tenant, meter),
+        )
+        held.callback(served.close)
+        call.headers["x-raylm-cache"] = served.found
+        self.metrics.looked_up(entry.model.name, served.found)
+        return served.items
+
+    async def count(self, tenant: Tenant, num_tokens: int, call: Call, held: ExitStack) -> Meter:
+        """Count a call that may come to so many tokens against its tenant's limits.
+
+        At its end, when `held` is closed, it comes to what the meter says.
+
+        Raises:
+            RequestError: 429 or 400, the limits do not allow it.
+        """
+        try:
+            lease = await self.quota.take(tenant, num_tokens)
+        except LimitReached as error:
+            call.headers |= error.headers
+            self.metrics.limited(tenant.name)
+            raise
+        meter = Meter()
+        held.callback(lambda: lease.settle(meter.num_tokens))
+        call.headers |= lease.headers
+        return meter
+
+    async def _in_turn(
+        self, plan: Plan, entry: Entry, tenant: Tenant, meter: Meter
+    ) -> AsyncGenerator[Items, None]:
+        requests = plan.requests
+        async with self.turns.turn(
+            entry.model.name, tenant, priority=requests[0].priority, num_answers=len(requests)
+        ) as turn:
+            # Every answer to a prompt costs the engines the prompt; the client has sent it once.
+            turn.charge(num_input=sum(len(request.prompt_ids) for request in requests))
+            meter.num_tokens += plan.num_prompt_tokens
+            source = merged([entry.backend.generate(request) for request in requests])
+            try:
+                async for items in source:
+                    num_tokens = sum(len(chunk.token_ids) for _, chunk in items)
+                    turn.charge(num_output=num_tokens)
+                    meter.num_tokens += num_tokens
+                    yield items
+            finally:
+                await source.aclose()

@@ -1,0 +1,1 @@
+from tests.bench.server import serve  # noqa: F401

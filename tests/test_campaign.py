@@ -1,0 +1,35 @@
+"""The table of faults is made from what was seen, and the page shows what its file holds."""
+
+from pathlib import Path
+
+from tests.campaign import MARKS, Seen, read, table, write
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_line_for_each_fault_with_the_worst_of_its_repetitions() -> None:
+    seen = [
+        Seen("kill -9 of all ranks", "fp32", 2, 30, 4, 11.0, 0.0),
+        Seen("kill -9 of all ranks", "bf16", 3, 50, 9, 14.6, 0.25),
+        Seen("kill -9 of all ranks", "bf16", 3, 70, 5, 12.0, 0.0),
+        Seen("disk full during a save", "fp32", 2, 90, 8, 20.0, 0.0),
+    ]
+    lines = table(seen).splitlines()
+    assert lines[2:4] == [
+        "| kill -9 of all ranks | 3 | 5 (9) | 12 (15) | 0.25 |",
+        "| disk full during a save | 1 | 8 (8) | 20 (20) | 0 |",
+    ]
+    assert "bf16 with ZeRO 3, fp32 with ZeRO 2" in lines[-1]
+
+
+def test_only_what_is_between_the_marks_is_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    write(page, "new")
+    assert page.read_text() == f"before\n{MARKS[0]}\nnew\n{MARKS[1]}\nafter\n"
+
+
+def test_the_table_in_the_docs_is_that_of_the_campaign() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    shown = page.split(MARKS[0])[1].split(MARKS[1])[0].strip("\n")
+    assert shown == table(read([ROOT / "docs/faults.json"]))
