@@ -106,9 +106,9 @@ class Recorder:
         self.trace.append(f"{what} {name}".strip())
 
     def install(self) -> None:
-        import numpy as np
         import torch
 
+        from raylm.train import generators
         from raylm.train.checkpoint import Checkpointer
 
         for name in ("mkdir", "rename", "unlink", "rmdir"):
@@ -116,7 +116,7 @@ class Recorder:
         self._wrap(os, "fsync", lambda number: os.readlink(f"/proc/self/fd/{number}"))
         # A file that is being written has its first half, and then all of it.
         self._wrap_writer(torch, "save", lambda args: args[1])
-        self._wrap_writer(np, "save", lambda args: args[0])
+        self._wrap_writer(generators, "save_array", lambda args: args[0])
         save, calls = Checkpointer.save, [0]
 
         def recorded(*args: Any, **options: Any) -> Path:
