@@ -37,10 +37,10 @@ from raylm.train.generators import load_generators, save_generators, seed_genera
 from raylm.train.guard import HISTORY, verdict, window_of
 from raylm.train.held_out import held_out_rows
 from raylm.train.leak import check_no_leak
+from raylm.train.liger import use_liger
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
-from raylm.train.liger import use_liger
 from raylm.train.notices import give_notice
 from raylm.train.objectives.objective import head_of, objective_for
 from raylm.train.optimizer import make_optimizer

@@ -54,8 +54,8 @@ def test_new_choices_do_not_change_what_old_configurations_hash_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"compile": True}, {"liger": False}, {"optimizer": {"name": "muon"}}, {"precision": "auto"},
-               {"schedule": {"kind": "linear"}}],
+    "values", [{"compile": True}, {"liger": False}, {"optimizer": {"name": "muon"}},
+               {"precision": "auto"}, {"schedule": {"kind": "linear"}}],
 )  # fmt: skip
 def test_what_changes_the_result_is_in_the_key(values: dict[str, object]) -> None:
     assert TrainConfig.model_validate(values).key() != TrainConfig().key()

@@ -5,6 +5,7 @@ documents stands for it, called as the kernel is, by its own signature.
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def looped(*args: Any, **options: Any) -> torch.Tensor:
     out = torch.empty_like(call["query"])
     starts = call["cu_seq_q"].tolist()
     assert max(np.diff(starts)) == call["max_q"] == call["max_k"]
-    for first, last in zip(starts, starts[1:], strict=False):
+    for first, last in pairwise(starts):
         parts = [call[name][first:last].transpose(0, 1) for name in ("query", "key", "value")]
         out[first:last] = F.scaled_dot_product_attention(
             *parts, is_causal=True, scale=call["scale"], enable_gqa=call["enable_gqa"]

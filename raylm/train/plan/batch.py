@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raylm.config.train import TrainConfig
 
 _LOGITS_BLOCK_BYTES = {False: 2 * 8 * 2**20, True: 2 * 256 * 2**20}
-"""A block of logits in raylm.train.fused_loss, on CPUs and on GPUs: the product, and its softmax."""
+"""A block of logits in raylm.train.fused_loss, by whether on a GPU: product and softmax."""
 
 
 @dataclass(frozen=True, slots=True)
