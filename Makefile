@@ -8,8 +8,10 @@ SHELL := /bin/bash
 OWN_PARTS := tests/train tests/data tests/deploy tests/serve tests/integration \
   tests/product
 PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
+IMAGE ?= raylm:$(LOCK)
+LOCK ?= serve
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check generate clean
+.PHONY: help demo test faults check generate image clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,12 +61,22 @@ generate: .venv/dev ## Locks, the schema of the config, the document of the API,
 	  --custom-compile-command "make generate" --extra all pyproject.toml \
 	  -c requirements/constraints.txt -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
+	  --custom-compile-command "make generate" --extra serve pyproject.toml \
+	  -c requirements/constraints.txt -c requirements/run.txt -o requirements/serve.txt
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
 	  --custom-compile-command "make generate" --extra all --extra dev pyproject.toml \
 	  -c requirements/constraints.txt -c requirements/run.txt -o requirements/dev.txt
 	@$(BIN)/raylm config schema > docs/config.schema.json
 	@$(BIN)/python -m raylm.cli.reference > docs/cli.md
 	@$(BIN)/python -m raylm.serve.openapi > docs/openapi.json
 	@$(BIN)/python -m raylm.serve.parameters docs/serving.md
+
+image: ## A container image (LOCK=serve or run, IMAGE=name:tag), by docker, podman or buildah
+	@builder=$$(command -v docker || command -v podman || command -v buildah) || \
+	  { echo "none of docker, podman and buildah is here" >&2; exit 3; }; \
+	case $$builder in *docker) ;; *) format="--format docker";; esac; \
+	$$builder build $${format:-} $(BUILD_FLAGS) \
+	  --build-arg LOCK=$(LOCK) --build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
 
 clean: ## Remove the environment and what tools left
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache
