@@ -136,6 +136,7 @@ class Gateway:
             seed=secrets.randbits(63),
             deadline_s=time.time() + call.left_s,
             priority=self.priority,
+            variant=entry.model.variant,
         )
         for name, value in asked.defaults:
             call.tell(DEFAULTS, name, value)
@@ -174,8 +175,8 @@ class Gateway:
         with ExitStack() as held:
             self.admission.enter(tenant)
             held.callback(self.admission.leave)
-            entry = self.catalog.only(tenant.models).find(body.model)
-            call.model = entry.model.name
+            entry = self.catalog.only(tenant.models).find(body.model, body.variant)
+            call.take(entry.model, body)
             asked, form = await prepare(body, entry, call)
             asked = tenant.signed(asked, body.priority, isolate=self.dispatch.isolate)
             repeatable = is_repeatable(asked, has_seed=body.seed is not None)
@@ -254,6 +255,7 @@ class Gateway:
             "created": entry.model.created or self.started_s,
             "owned_by": "raylm",
             "root": entry.model.name,
+            "variant": entry.model.variant,
             "digest": entry.model.digest or None,
             "chat": entry.template is not None,
         }
