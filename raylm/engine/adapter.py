@@ -225,7 +225,14 @@ def _of_layer(config: Mapping[str, Any], pattern: str, common: str, layer: str) 
     """A layer's own rank or alpha, or that of all; as PEFT looks it up."""
     value = config.get(common)
     for key, own in (config.get(pattern) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", layer):
+        try:
+            is_own = re.match(rf"(.*\.)?({key})$", layer) is not None
+        except re.error as error:
+            raise ModelError(
+                f"{CONFIG}: {pattern} has {key!r}, which is no expression: {error}",
+                code="bad-adapter",
+            ) from None
+        if is_own:
             value = own
             break
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:

@@ -10,15 +10,22 @@ from pathlib import Path
 
 from raylm.errors import ModelError, RaylmError
 
+LIMIT_S = 3600.0
+"""Minutes are enough for the largest model on a slow disk; what takes longer hangs."""
+
 
 def run_apart(module: str, arguments: Sequence[Path], *, what: str, code: str) -> None:
     """Run `python -m module arguments` to its end.
 
     Raises:
-        ModelError: it failed, with its own reason (see `ended`), or with its last line and `code`.
+        ModelError: it failed, with its own reason (see `ended`), or with its last line and `code`;
+            or it did not end.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{what} did not end within {LIMIT_S:.0f} s", code=code) from None
     if done.returncode == 0:
         return
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -27,6 +27,7 @@ from raylm.model.folder import check_folder, weight_files
 CODE_VERSION = 1
 """Raised when the same model and adapter give another result."""
 _COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
+_LEFT_OUT = frozenset({"manifest.json", "adapter_config.json"})
 
 
 def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
@@ -49,7 +50,7 @@ def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
         write_merged(map_file(path), adapter.layers, out_dir / path.name)
     for source in sorted(model_dir.rglob("*")):
         target = out_dir / source.relative_to(model_dir)
-        if source.suffix in _COPIED and source.is_file() and source.name != "manifest.json":
+        if source.suffix in _COPIED and source.is_file() and source.name not in _LEFT_OUT:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
 

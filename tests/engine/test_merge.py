@@ -215,6 +215,7 @@ def test_gpt2_has_its_weights_the_other_way_round(tmp_path):
         ({"of_a_later_version": {"x": 1}}, "of_a_later_version"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True, which does not go with .*'llama'"),
         ({"r": 5}, "rank 4, and adapter_config.json says 5"),
+        ({"rank_pattern": {"q_(proj": 4}}, "rank_pattern has 'q_.proj', which is no expression"),
         ({"lora_alpha": 0}, "lora_alpha of .*q_proj is 0"),
         ({"lora_alpha": "8"}, "lora_alpha of .*q_proj is '8'"),
         ({"target_modules": ["k_proj"]}, "q_proj has an adapter, and is none of target_modules"),
