@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,9 @@ class Catalog:
         """
         variants = self._variants(name)
         if variant is not None and variants:
-            return _chosen(variants, variant, param="variant")
+            if variant not in variants:
+                raise _no_variant(variants, name, variant, param="variant")
+            return variants[variant]
         entry = self._by_name.get(name)
         if entry is None:
             raise self._unknown(name)
@@ -123,13 +125,6 @@ class Catalog:
             param="model",
             hint=f"did you mean {close!r}?" if close else None,
         )
-
-
-def _chosen(variants: Mapping[str, Entry], variant: str, *, param: str) -> Entry:
-    if variant not in variants:
-        model = next(iter(variants.values())).model.model
-        raise _no_variant(variants, model, variant, param=param)
-    return variants[variant]
 
 
 def _no_variant(

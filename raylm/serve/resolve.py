@@ -16,7 +16,7 @@ from raylm.engine.adapter import CONFIG, WEIGHTS, check_base_name, read_adapter_
 from raylm.engine.apart import run_apart
 from raylm.engine.merge import CODE_VERSION
 from raylm.progress import Report, Tick, silent
-from raylm.serve.catalog import OF_VARIANT, ServedModel
+from raylm.serve.catalog import OF_VARIANT, ServedModel, check_names
 from raylm.serve.prepare import served_artifact, served_folder
 from raylm.store import Store, stage_key
 
@@ -38,6 +38,7 @@ def resolve(
     """The models to serve, variants side by side.
 
     Raises:
+        ConfigError: two share a name.
         ArtifactError: one is neither a folder nor in the store.
         ModelError: a folder cannot be served, or an adapter not be merged.
     """
@@ -56,6 +57,7 @@ def resolve(
                     is_default=variant == entry.default_variant,
                 )
             )
+    check_names(served)
     return served
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raylm.artifact import verify
 from raylm.config.serve import VariantsConfig
-from raylm.errors import ArtifactError, ModelError
+from raylm.errors import ArtifactError, ConfigError, ModelError
 from raylm.serve import resolve as module
 from raylm.serve.resolve import resolve
 from raylm.store import Store
@@ -119,6 +119,12 @@ def test_a_model_that_is_not_there_is_named(store, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="has no adapter_config"):
         resolve([variants(a={"model": "notes", "adapter": "empty"})], store, tmp_path)
+
+
+def test_two_models_of_one_name_are_refused_before_anything_starts(store, tmp_path):
+    put(store, "notes")
+    with pytest.raises(ConfigError, match="both named 'notes'"):
+        resolve(["notes", variants(f32="notes")], store, tmp_path)
 
 
 def test_a_merged_model_says_in_its_files_what_its_base_said(store, tmp_path):
