@@ -136,7 +136,6 @@ class Gateway:
             seed=secrets.randbits(63),
             deadline_s=time.time() + call.left_s,
             priority=self.priority,
-            variant=entry.model.variant,
         )
         for name, value in asked.defaults:
             call.tell(DEFAULTS, name, value)

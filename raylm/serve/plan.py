@@ -43,7 +43,6 @@ def plan(
     seed: int,
     deadline_s: float,
     priority: int = 0,
-    variant: str | None = None,
 ) -> Plan:
     """The engine requests for `n` answers to every prompt.
 
@@ -87,7 +86,6 @@ def plan(
                     ),
                     deadline_s=deadline_s,
                     priority=priority,
-                    variant=variant,
                 )
             )
     return Plan(
