@@ -15,7 +15,7 @@ from raylm.serve.howto import KEY_VARIABLE, curl_line, python_script
 from raylm.store import Store
 
 if TYPE_CHECKING:
-    from raylm.serve.app import Endpoint
+    from raylm.serve.endpoint import Endpoint
 
 PROMPT = "import os\n\n\ndef "
 _ASK = "def main("

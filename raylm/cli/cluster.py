@@ -103,8 +103,12 @@ def _status_text(found: ClusterStatus) -> str:
         f"dashboard  {found.dashboard_url}",
     ]
     if found.endpoint:
-        models = ", ".join(found.endpoint.get("models", ()))
-        lines.append(f"endpoint   {found.endpoint.get('url')}, models {models}")
+        lines.append(f"endpoint   {found.endpoint.get('url')}")
+        models = [
+            (", ".join(each["names"]), each["digest"][:12])
+            for each in found.endpoint.get("served", ())
+        ]
+        lines += ["", table(("model, by its names", "digest"), models)]
     if found.deployments:
         rows = [
             (d.name, d.state, " ".join(f"{n} {s}" for s, n in d.replicas.items()), d.message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,9 +16,10 @@ from raylm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from raylm.config.load import Loaded
+    from raylm.config.serve import VariantsConfig
     from raylm.progress import Report
-    from raylm.serve.app import Endpoint
     from raylm.serve.catalog import ServedModel
+    from raylm.serve.endpoint import Endpoint
     from raylm.store import Store
 
 _LOOK_S = 2.0
@@ -75,13 +75,17 @@ def serve(
     from raylm.store import Store
 
     opened = Store(store or loaded.config.store)
-    refs = models or list(loaded.config.serve.models) or [_last_model(opened, loaded)]
+    named: Sequence[str | VariantsConfig] = models or loaded.config.serve.models
     with progress() as report:
         from raylm.deploy.cluster import down, ensure_up
+        from raylm.serve.resolve import resolve
 
+        # What cannot be served is told before a cluster is started for it.
+        named = named or [_last_model(opened, loaded)]
+        chosen = resolve(named, opened, loaded.base_dir, report)
         started_here = ensure_up(opened, loaded.config.cluster, report=report)
         try:
-            _serve(opened, loaded, refs, detach, output, report)
+            _serve(opened, loaded, chosen, detach, output, report)
         except BaseException:
             # Ctrl-C in the foreground, too: what this command started ends with it.
             if started_here:
@@ -90,7 +94,12 @@ def serve(
 
 
 def _serve(
-    store: Store, loaded: Loaded, refs: Sequence[str], detach: bool, output: str, report: Report
+    store: Store,
+    loaded: Loaded,
+    models: Sequence[ServedModel],
+    detach: bool,
+    output: str,
+    report: Report,
 ) -> None:
     from raylm.deploy.connect import connect
     from raylm.deploy.status import write_endpoint
@@ -101,7 +110,7 @@ def _serve(
         from raylm.serve.keys import FILE
 
         endpoint = deploy(
-            [served(store, loaded, ref) for ref in refs],
+            models,
             settings,
             loaded.config.engine,
             cache_root=store.root / "engine",
@@ -120,32 +129,19 @@ def _serve(
             undeploy(drain_s=settings.drain_s, report=report)
 
 
-def served(store: Store, loaded: Loaded, ref: str) -> ServedModel:
-    """A model to serve: a folder if there is one of that name, else an artifact."""
-    from raylm.serve.prepare import served_artifact, served_folder
-
-    folder = loaded.base_dir / Path(ref).expanduser()
-    if not folder.is_dir():
-        folder = Path(ref).expanduser()
-    if (folder / "config.json").is_file() and not folder.is_relative_to(store.root):
-        return served_folder(folder)
-    if folder.is_relative_to(store.root):
-        ref = folder.name
-    return served_artifact(store.resolve(ref, "model"))
-
-
 def endpoint_text(endpoint: Endpoint) -> str:
     """The URL, and how to ask it."""
     from raylm.serve.howto import curl_line, python_script
 
     url, model, prompt = endpoint.url, endpoint.models[0], "Once upon a time"
+    call = endpoint.served[0].call
     return "\n".join(
         [
             f"serving {', '.join(endpoint.models)} at {url}",
             "",
-            curl_line(url, model, prompt, needs_key=endpoint.needs_key),
+            curl_line(url, model, prompt, needs_key=endpoint.needs_key, call=call),
             "",
-            python_script(url, model, prompt, needs_key=endpoint.needs_key),
+            python_script(url, model, prompt, needs_key=endpoint.needs_key, call=call),
             "",
         ]
     )

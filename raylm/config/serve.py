@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raylm.config.section import OUTSIDE_KEY, Section
 
@@ -102,19 +102,75 @@ class BatchesConfig(Section):
     """CPUs of the process that works on batches."""
 
 
+class VariantConfig(Section):
+    """One form of a model: other weights, or an adapter merged into them."""
+
+    model: str
+    """Artifact (`model/name-digest`, a unique prefix, or a name) or folder."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter as PEFT writes it, which is merged into the model's weights once,
+    before they are served; a relative path starts from this file."""
+    trained_on: str | None = None
+    """What the adapter's own `base_model_name_or_path` says, where that is another name for the
+    same model; otherwise such an adapter is refused."""
+
+    @model_validator(mode="after")
+    def _trained_on_is_of_an_adapter(self) -> VariantConfig:
+        if self.trained_on is not None and self.adapter is None:
+            raise ValueError("trained_on says of which model an adapter is, and there is none")
+        return self
+
+
+def _plain_variant(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+_Variant = Annotated[
+    VariantConfig, BeforeValidator(_plain_variant, json_schema_input_type=str | VariantConfig)
+]
+
+
+class VariantsConfig(Section):
+    """One name for several forms of a model, of which each request takes one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """What requests call the model."""
+    variants: dict[VariantName, _Variant] = Field(min_length=1)
+    """By name; `NAME@VARIANT`, or `variant` in a request, asks for one. Each has replicas of its
+    own."""
+    default: str | None = None
+    """The variant of requests that name none; None takes the first."""
+
+    @property
+    def default_variant(self) -> str:
+        """The variant of requests that name none."""
+        return self.default if self.default is not None else next(iter(self.variants))
+
+    @model_validator(mode="after")
+    def _default_is_there(self) -> VariantsConfig:
+        if self.default is not None and self.default not in self.variants:
+            raise ValueError(
+                f"default={self.default!r} is no variant of {self.name!r}; it has "
+                f"{', '.join(self.variants)}"
+            )
+        return self
+
+
 class ServeConfig(Section):
     """Which models answer, where, within which limits."""
 
-    models: tuple[str, ...] = ()
-    """Artifacts (`model/name-digest`, a unique prefix, or a name) or folders; empty serves
-    the last model of the run."""
+    models: tuple[str | VariantsConfig, ...] = ()
+    """Artifacts (`model/name-digest`, a unique prefix, or a name) or folders, and names with
+    several variants each; empty serves the last model of the run."""
     host: str = "127.0.0.1"
     """Address of the endpoint: 127.0.0.1, or 0.0.0.0 for all interfaces, which requires
     `api_keys`. Ray Serve's replicas listen on the same address, so there is no third choice."""
     port: int = Field(8000, ge=0, le=65535)
     """Port of the endpoint; 0 takes a free one."""
     replicas: Annotated[int, Field(ge=1)] | ReplicaRange = 2
-    """Engine replicas of each model: a number, or {min, max} for as many as the load needs."""
+    """Engine replicas of each model, and of each variant of one: a number, or {min, max} for as
+    many as the load needs."""
     gateways: int = Field(1, ge=1)
     """Gateway replicas in front of them."""
     cpus_per_replica: float = Field(0.5, gt=0)
@@ -155,7 +211,7 @@ class ServeConfig(Section):
     @field_validator("models", mode="before")
     @classmethod
     def _one_model_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | dict) else value
 
     @field_validator("host")
     @classmethod

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from raylm.engine.apart import ended, run_apart
 from raylm.engine.decoder import eos_token_ids, parse_decoder
 from raylm.engine.quantized import check_quantization, stored_precision
 from raylm.engine.weights import open_checkpoint
-from raylm.errors import ModelError, RaylmError
+from raylm.errors import ModelError
 from raylm.model.folder import read_config, tokenizer_files
 
 CONVERTER_VERSION = 1
@@ -153,32 +153,20 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _convert_apart(model_dir: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "raylm.engine.convert", str(model_dir), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    try:
-        found = json.loads(lines[-1])
-        raise ModelError(found["message"], code=found["code"], hint=found["hint"])
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(
-            f"the conversion of {model_dir} ended with: {lines[-1]}", code="conversion-failed"
-        ) from None
+    run_apart(
+        "raylm.engine.convert",
+        (model_dir, target),
+        what=f"the conversion of {model_dir}",
+        code="conversion-failed",
+    )
 
 
 def main(arguments: list[str]) -> int:
-    """Convert; an error is one line of JSON on stderr, for the process that waits."""
+    """Convert, as a process of its own."""
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m raylm.engine.convert MODEL_DIR OUT_DIR\n")
         return 2
-    try:
-        convert(Path(arguments[0]), Path(arguments[1]))
-    except RaylmError as error:
-        facts = {"code": error.code, "message": error.message, "hint": error.hint}
-        sys.stderr.write(json.dumps(facts) + "\n")
-        return error.exit_code
-    return 0
+    return ended(lambda: convert(Path(arguments[0]), Path(arguments[1])))
 
 
 if __name__ == "__main__":

@@ -79,11 +79,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        tensors.update(_map_file(path))
+        tensors.update(map_file(path))
     return Checkpoint(tensors)
 
 
-def _map_file(path: Path) -> dict[str, StoredTensor]:
+def map_file(path: Path) -> dict[str, StoredTensor]:
+    """Map one safetensors file.
+
+    Raises:
+        ModelError: it is damaged, or holds a type that is not read.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")

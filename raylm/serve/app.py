@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +25,13 @@ from raylm.progress import Report, Tick, silent
 from raylm.serve.auth import key_file, keys_for
 from raylm.serve.build import APP, GATEWAY, build_application, engine_name, shared
 from raylm.serve.catalog import ServedModel, check_names
+from raylm.serve.endpoint import Endpoint, endpoint_of
 from raylm.serve.prepare import prepare
 from raylm.serve.room import cpus_by_node, num_threads, wait_room
 from raylm.serve.startup import AppState, DeploymentState, wait_answering, wait_running
 
 DRAIN_POLL_S = 0.1
 GONE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the models answer."""
-
-    host: str
-    port: int
-    models: tuple[str, ...]
-    needs_key: bool
-
-    @property
-    def url(self) -> str:
-        """The base that OpenAI clients take, as reached from this machine."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
-        return f"http://{host}:{self.port}/v1"
-
-    def to_dict(self) -> dict[str, Any]:
-        """What clients need to know, as plain values."""
-        return {"url": self.url, "models": list(self.models), "needs_key": self.needs_key}
 
 
 def deploy(
@@ -110,7 +90,7 @@ def deploy(
         if is_new:
             undeploy(drain_s=0)
         raise
-    return Endpoint(host, port, tuple(m.name for m in models), needs_key=bool(keys))
+    return endpoint_of(host, port, models, needs_key=bool(keys))
 
 
 def undeploy(*, drain_s: float, report: Report = silent) -> bool:

@@ -23,6 +23,8 @@ class Asked(Wire):
     """Fields that are accepted because they change nothing about what is answered."""
 
     model: str = Field(min_length=1, max_length=256)
+    variant: str | None = Field(None, min_length=1, max_length=256)
+    """Which of the model's variants; None takes what the name says, or its default."""
 
     @classmethod
     def parse(cls, fields: Mapping[str, Any]) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from raylm.serve.catalog import ServedModel
 from raylm.serve.gateway import GatewayReplica, handle_key
 from raylm.serve.keys import Key
 from raylm.serve.replica import EngineReplica
+from raylm.serve.results import engine_key
 from raylm.serve.router import RotationRouter
 from raylm.serve.scaling import scaling
 from raylm.serve.shared import LedgerReplica, ResultsReplica
@@ -67,7 +67,6 @@ def build_application(
         **_lifecycle(config),
     )
     settings = config.model_dump(mode="json")
-    engine_key = json.dumps(engine.key(), sort_keys=True)
     names = shared(config, has_keys=bool(keys))
     ledger = _shared(LedgerReplica, LEDGER, config).bind() if LEDGER in names else None
     results = None
@@ -75,7 +74,7 @@ def build_application(
         kept = config.cache
         results = _shared(ResultsReplica, RESULTS, config).bind(kept.max_bytes, kept.ttl_s)
     # What gateways and the executor of batches ask the engines with.
-    common = (tuple(models), settings, engine_key, ledger, results)
+    common = (tuple(models), settings, engine_key(engine), ledger, results)
     root = cache_root.parent / "batches"
     bound = dict(engines)
     if config.batches is not None:

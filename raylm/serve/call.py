@@ -11,6 +11,8 @@ from starlette.datastructures import Headers
 
 from raylm.errors import RequestError
 from raylm.serve.answer import Answer, Source
+from raylm.serve.asked import Asked
+from raylm.serve.catalog import ServedModel
 from raylm.serve.format import Format
 from raylm.serve.headers import REQUEST_ID, client_id, wait_s
 from raylm.serve.metrics import GatewayMetrics
@@ -20,6 +22,8 @@ DEFAULTS = "x-raylm-defaults"
 """What was decided for a request that left it open."""
 ADJUSTED = "x-raylm-adjusted"
 """What a request asked for and did not get in full."""
+VARIANT = "x-raylm-variant"
+"""Which of a model's variants answered."""
 UNKNOWN = "unknown"
 """The model's name in metrics while no served model is known; keeps the label's values few."""
 
@@ -63,7 +67,16 @@ class Call:
         elif wanted_s is not None:
             self.limit_s = wanted_s
 
-    def tell(self, header: str, what: str, value: int) -> None:
+    def take(self, model: ServedModel, asked: Asked) -> None:
+        """Note which model answers; of one with variants the client is told which."""
+        self.model = model.name
+        if model.variant is None:
+            return
+        self.headers[VARIANT] = model.variant
+        if asked.variant is None and asked.model == model.model:
+            self.tell(DEFAULTS, "variant", model.variant)
+
+    def tell(self, header: str, what: str, value: int | str) -> None:
         """Let the client know a value that it did not choose."""
         said = self.headers.get(header)
         self.headers[header] = f"{said}, {what}={value}" if said else f"{what}={value}"

@@ -174,8 +174,8 @@ class Gateway:
         with ExitStack() as held:
             self.admission.enter(tenant)
             held.callback(self.admission.leave)
-            entry = self.catalog.only(tenant.models).find(body.model)
-            call.model = entry.model.name
+            entry = self.catalog.only(tenant.models).find(body.model, body.variant)
+            call.take(entry.model, body)
             asked, form = await prepare(body, entry, call)
             asked = tenant.signed(asked, body.priority, isolate=self.dispatch.isolate)
             repeatable = is_repeatable(asked, has_seed=body.seed is not None)
@@ -254,6 +254,7 @@ class Gateway:
             "created": entry.model.created or self.started_s,
             "owned_by": "raylm",
             "root": entry.model.name,
+            "variant": entry.model.variant,
             "digest": entry.model.digest or None,
             "chat": entry.template is not None,
         }

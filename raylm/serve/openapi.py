@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from raylm import __version__
 from raylm.serve.asked import Asked
 from raylm.serve.auth import PUBLIC_PATHS
-from raylm.serve.call import ADJUSTED, DEFAULTS, OWN_ID
+from raylm.serve.call import ADJUSTED, DEFAULTS, OWN_ID, VARIANT
 from raylm.serve.headers import ID_PATTERN, REQUEST_ID, TIMEOUT, TIMEOUT_PATTERN
 from raylm.serve.shapes import ErrorBody
 from raylm.serve.table import ROUTES, Route
@@ -29,7 +29,7 @@ _FAILURES = {
     400: "The request cannot be served; `param` names the field or header",
     401: "No key, or one that is not known",
     403: "The key does not allow this",
-    404: "The model does not exist here",
+    404: "The model, or the variant of it, does not exist here",
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is compressed",
@@ -49,6 +49,7 @@ _SAID = {
     REQUEST_ID: "The call's id: the client's own, or else the gateway's",
     OWN_ID: "The gateway's id, where the client gave one",
     DEFAULTS: "What was decided for a request that left it open: `name=value, ...`",
+    VARIANT: "Which variant answered, of a model that has several",
     ADJUSTED: "What was asked for and not given in full: `name=value, ...`",
     **dict.fromkeys(_RATES, "How the key's limits stand, where it has any"),
     "x-raylm-cache": "Whether the answer was kept: `hit`, `shared` or `miss`",

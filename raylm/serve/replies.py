@@ -74,8 +74,8 @@ class Replies:
         with ExitStack() as held:
             gateway.admission.enter(tenant)
             held.callback(gateway.admission.leave)
-            entry = gateway.catalog.only(tenant.models).find(body.model)
-            call.model = entry.model.name
+            entry = gateway.catalog.only(tenant.models).find(body.model, body.variant)
+            call.take(entry.model, body)
 
             async def count(num_tokens: int) -> None:
                 meter = await gateway.dispatch.count(tenant, num_tokens, call, held)

@@ -12,12 +12,18 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import raylm
+from raylm.config.engine import EngineConfig
 from raylm.serve.plan import Plan
 
 
 def is_repeatable(plan: Plan, *, has_seed: bool) -> bool:
     """Whether a request has one answer: it is greedy, or its draws follow a seed of its own."""
     return has_seed or all(r.sampling.temperature == 0 for r in plan.requests)
+
+
+def engine_key(engine: EngineConfig) -> str:
+    """What of an engine's settings may change a text: all but how fast and where it works."""
+    return json.dumps(engine.key(), sort_keys=True)
 
 
 def result_key(plan: Plan, digest: str, engine_key: str, tenant: str) -> str:

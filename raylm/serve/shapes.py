@@ -268,13 +268,14 @@ class Text(Shape):
 
 
 class ModelCard(Shape):
-    """A model, by one of its names; `root` is the first of them."""
+    """A model, by one of its names; `root` is the one that says which variant it is."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     root: str
+    variant: str | None
     digest: str | None
     chat: bool
 
