@@ -36,7 +36,7 @@ async def classify(body: ClassifyBody, entry: Entry, terms: Terms) -> Reply:
         )
         for index, ids in enumerate(texts)
     ]
-    found = await each(entry.backend.classify, requests)
+    found = await each(entry.backend.classify, requests, terms)
     num_tokens = sum(one.num_tokens for one in found)
     answer = {
         "id": f"classify-{terms.call_id}",

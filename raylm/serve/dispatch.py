@@ -1,13 +1,14 @@
 """Dispatch: a call's way to its chunks.
 
 First it is counted against its tenant's limits; then its chunks are kept ones, those of an equal
-call, or made by the engines when it is its turn, for which its tenant is charged.
+call, or made by the engines when it is its turn, for which its tenant is charged. Texts to embed or
+classify have a turn each.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from raylm.serve.answer import Items, Source
@@ -61,7 +62,8 @@ class Dispatch:
         Raises:
             RequestError: 429 or 400, its tenant's limits do not allow it.
         """
-        meter = await self.count(tenant, num_reserved_tokens(plan), call, held)
+        meter = Meter()
+        await self.count(tenant, num_reserved_tokens(plan), call, held, meter)
         # A folder whose content nobody has hashed may change under its name.
         if self.cache is None or not entry.model.digest or not repeatable:
             return self._in_turn(plan, entry, tenant, meter)
@@ -79,7 +81,9 @@ class Dispatch:
         self.metrics.looked_up(entry.model.name, served.found)
         return served.items
 
-    async def count(self, tenant: Tenant, num_tokens: int, call: Call, held: ExitStack) -> Meter:
+    async def count(
+        self, tenant: Tenant, num_tokens: int, call: Call, held: ExitStack, meter: Meter
+    ) -> None:
         """Count a call that may come to so many tokens against its tenant's limits.
 
         At its end, when `held` is closed, it comes to what the meter says.
@@ -93,10 +97,30 @@ class Dispatch:
             call.headers |= error.headers
             self.metrics.limited(tenant.name)
             raise
-        meter = Meter()
         held.callback(lambda: lease.settle(meter.num_tokens))
         call.headers |= lease.headers
-        return meter
+
+    @asynccontextmanager
+    async def reading(
+        self,
+        entry: Entry,
+        tenant: Tenant,
+        call: Call,
+        meter: Meter,
+        *,
+        num_tokens: int,
+        priority: int,
+    ) -> AsyncGenerator[None, None]:
+        """The turn of one of a call's texts, which has so many tokens.
+
+        Raises:
+            RequestError: 503, it gave up its place.
+        """
+        model = entry.model.name
+        async with self.turns.turn(model, tenant, priority=priority, call=call.id) as turn:
+            turn.charge(num_input=num_tokens)
+            meter.num_tokens += num_tokens
+            yield
 
     async def _in_turn(
         self, plan: Plan, entry: Entry, tenant: Tenant, meter: Meter

@@ -58,7 +58,7 @@ async def embeddings(body: EmbeddingBody, entry: Entry, terms: Terms) -> Reply:
         found = await entry.backend.embed(request)
         return written(found, body.encoding_format), found.num_tokens
 
-    items = await each(item, requests)
+    items = await each(item, requests, terms)
     num_tokens = sum(count for _, count in items)
     data = ", ".join(
         f'{{"object": "embedding", "index": {index}, "embedding": {text}}}'

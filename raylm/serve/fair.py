@@ -10,6 +10,7 @@ or to that of the last one that did, so that nobody saves up service by being id
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,13 +21,15 @@ OUTPUT_COST = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A call that waits, or is being served."""
+    """A call, or one of its texts, that waits or is being served."""
 
     tenant: str
     weight: float
     priority: int
     number: int
     """In order of arrival."""
+    call: str = ""
+    """The call that it belongs to, where one has several tickets: each of its texts has one."""
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -38,6 +41,8 @@ class Ticket:
 class _Share:
     counter: float = 0.0
     waiting: list[Ticket] = field(default_factory=list)  # by rank
+    calls: Counter[str | int] = field(default_factory=Counter)
+    """How many tickets of each call wait; of calls with one ticket, by its number."""
 
 
 class FairQueue:
@@ -50,17 +55,19 @@ class FairQueue:
         """Of the tenant that left the queue last."""
 
     def __len__(self) -> int:
-        return sum(len(share.waiting) for share in self._shares.values())
+        """Calls that wait."""
+        return sum(len(share.calls) for share in self._shares.values())
 
-    def add(self, tenant: str, *, weight: float, priority: int) -> Ticket:
-        """Queue a call."""
+    def add(self, tenant: str, *, weight: float, priority: int, call: str = "") -> Ticket:
+        """Queue a call, or a text of one."""
         share = self._shares.setdefault(tenant, _Share())
         if not share.waiting:
             counters = [s.counter for s in self._shares.values() if s.waiting]
             share.counter = max(share.counter, min(counters, default=self._last.counter))
-        ticket = Ticket(tenant, weight, priority, self._num_arrived)
+        ticket = Ticket(tenant, weight, priority, self._num_arrived, call)
         self._num_arrived += 1
         bisect.insort(share.waiting, ticket, key=_rank)
+        share.calls[ticket.call or ticket.number] += 1
         return ticket
 
     def pop(self) -> Ticket | None:
@@ -71,14 +78,14 @@ class FairQueue:
         # Of equal counters, who came first.
         share = min(waiting, key=lambda s: (s.counter, s.waiting[0].number))
         ticket = share.waiting.pop(0)
-        self._leave(share)
+        self._leave(share, ticket)
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
         """A call does not wait any longer: its client left, or it was turned away."""
         share = self._shares[ticket.tenant]
         share.waiting.remove(ticket)
-        self._leave(share)
+        self._leave(share, ticket)
 
     def charge(self, ticket: Ticket, *, num_input: int = 0, num_output: int = 0) -> None:
         """A call was served so many tokens."""
@@ -93,12 +100,16 @@ class FairQueue:
     def loads(self) -> dict[str, float]:
         """How many calls each tenant has waiting, divided by its weight."""
         return {
-            name: len(share.waiting) / share.waiting[-1].weight
+            name: len(share.calls) / share.waiting[-1].weight
             for name, share in self._shares.items()
             if share.waiting
         }
 
-    def _leave(self, share: _Share) -> None:
+    def _leave(self, share: _Share, ticket: Ticket) -> None:
+        call = ticket.call or ticket.number
+        share.calls[call] -= 1
+        if not share.calls[call]:
+            del share.calls[call]
         if not share.waiting:
             self._last = share
 

@@ -8,16 +8,18 @@ from functools import partial
 from typing import ClassVar, TypeVar
 
 from raylm.config.serve import LimitsConfig
+from raylm.engine.encode import EncodeRequest
 from raylm.engine.protocol import Capabilities
 from raylm.errors import RequestError
 from raylm.serve.asked import Asked
 from raylm.serve.catalog import Entry
+from raylm.serve.reply import Terms
 from raylm.serve.wire import PromptList
 
 MAX_PARALLEL = 32
-"""Texts of one request that engines work on at a time: one long list must not fill their queues."""
+"""Texts of one request that engines work on, or that wait for their turn, at a time."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=EncodeRequest)
 R = TypeVar("R")
 
 
@@ -76,12 +78,13 @@ def input_limit(capabilities: Capabilities, limits: LimitsConfig) -> int:
     return limit if most is None else min(limit, most)
 
 
-async def each(work: Callable[[T], Awaitable[R]], requests: Sequence[T]) -> list[R]:
-    """The result of every request, in order; the first failure ends the others."""
+async def each(work: Callable[[T], Awaitable[R]], requests: Sequence[T], terms: Terms) -> list[R]:
+    """The result of every request when it is its turn, in order; the first failure ends the
+    others."""
     slots = asyncio.Semaphore(MAX_PARALLEL)
 
     async def one(request: T) -> R:
-        async with slots:
+        async with slots, terms.turn(len(request.prompt_ids)):
             return await work(request)
 
     try:

@@ -17,7 +17,7 @@ END = "<!-- /parameters -->"
 
 def table() -> str:
     """Markdown: a line for each parameter, a column for each call."""
-    calls = {route.name: _known(route.body) for route in ROUTES if route.body is not None}
+    calls = {route.name: _known(route.asked) for route in ROUTES if route.asked is not None}
     names = sorted({name for known in calls.values() for name in known})
     lines = [f"| | {' | '.join(calls)} |", f"|---|{'---|' * len(calls)}"]
     for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from raylm.serve.body import read_json
 from raylm.serve.call import ADJUSTED, Call
 from raylm.serve.catalog import Entry
 from raylm.serve.classify import ClassifyBody, classify
+from raylm.serve.dispatch import Meter
 from raylm.serve.embeddings import EmbeddingBody, embeddings
 from raylm.serve.endpoints import Gateway
 from raylm.serve.failure import timed_out
@@ -77,13 +78,7 @@ class Replies:
             entry = gateway.catalog.only(tenant.models).find(body.model, body.variant)
             call.take(entry.model, body)
 
-            async def count(num_tokens: int) -> None:
-                meter = await gateway.dispatch.count(tenant, num_tokens, call, held)
-                meter.num_tokens = num_tokens
-
-            deadline_s = time.time() + call.left_s
-            terms = Terms(call.id, tenant.name, gateway.limits, deadline_s, count, gateway.priority)
-            reply = asyncio.ensure_future(work(body, entry, terms))
+            reply = asyncio.ensure_future(work(body, entry, self._terms(entry, tenant, call, held)))
             try:
                 async with asyncio.timeout(call.left_s):
                     finished = await unless_disconnected(request.receive, reply)
@@ -96,3 +91,24 @@ class Replies:
             if reply.result().num_cut:
                 call.tell(ADJUSTED, "truncated", reply.result().num_cut)
             return with_headers(Response(reply.result().body, media_type="application/json"), call)
+
+    def _terms(self, entry: Entry, tenant: Tenant, call: Call, held: ExitStack) -> Terms:
+        gateway, meter = self.gateway, Meter()
+
+        async def count(num_tokens: int) -> None:
+            await gateway.dispatch.count(tenant, num_tokens, call, held, meter)
+
+        def turn(num_tokens: int) -> AbstractAsyncContextManager[None]:
+            return gateway.dispatch.reading(
+                entry, tenant, call, meter, num_tokens=num_tokens, priority=gateway.priority
+            )
+
+        return Terms(
+            call.id,
+            tenant.name,
+            gateway.limits,
+            time.time() + call.left_s,
+            count,
+            turn,
+            gateway.priority,
+        )

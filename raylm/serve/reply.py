@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from raylm.config.serve import LimitsConfig
@@ -20,6 +21,8 @@ class Terms:
     count: Callable[[int], Awaitable[None]]
     """Counts the call, once, before it is worked on: engines will read so many tokens for it.
     RequestError: its tenant's limits do not allow it."""
+    turn: Callable[[int], AbstractAsyncContextManager[None]]
+    """The turn of a text of so many tokens, in which an engine reads it."""
     priority: int = 0
     """In the engines; higher goes first."""
 

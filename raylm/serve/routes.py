@@ -43,7 +43,7 @@ def build_app(gateway: Gateway, keyring: Keyring, batches: BatchRoutes | None = 
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
-    handlers = _handlers(gateway, keyring)
+    handlers = _handlers(gateway, keyring, has_batches=batches is not None)
     for route in ROUTES:
         # Names of models may have slashes in them.
         path = route.path.replace("{model}", "{model:path}")
@@ -59,11 +59,11 @@ def build_app(gateway: Gateway, keyring: Keyring, batches: BatchRoutes | None = 
     return app
 
 
-def _handlers(gateway: Gateway, keyring: Keyring) -> dict[str, Handler]:
+def _handlers(gateway: Gateway, keyring: Keyring, *, has_batches: bool) -> dict[str, Handler]:
     replies = Replies(gateway)
 
     async def show_document(request: Request) -> Response:
-        return JSONResponse(document(needs_key=not keyring.is_open))
+        return JSONResponse(document(needs_key=not keyring.is_open, batches=has_batches))
 
     return {
         "completions": gateway.completions,

@@ -6,8 +6,9 @@ that the other lacks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -26,22 +27,39 @@ CALL_FAILURES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)
+class Parameter:
+    """A part of a path, or of what follows its `?`."""
+
+    name: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One path and method; `name` is that of its handler."""
 
     name: str
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
     answer: type[BaseModel] | None
     """None: text of the kind `media_type`."""
-    body: type[Asked] | None = None
+    body: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
     """What `stream` makes of the answer, piece by piece."""
     failures: tuple[int, ...] = (401, 403, 500)
     media_type: str = "application/json"
     also: tuple[int, ...] = ()
     """Further statuses under which the answer has the same shape."""
+    form: type[BaseModel] | None = None
+    """Instead of a body in JSON."""
+    in_path: Parameter | None = None
+    query: tuple[Parameter, ...] = ()
+
+    @property
+    def asked(self) -> type[Asked] | None:
+        """The body of a call to a model, which is counted, measured and bounded in time."""
+        return self.body if self.body is not None and issubclass(self.body, Asked) else None
 
 
 def _call(
@@ -92,6 +110,7 @@ ROUTES = (
         "One model",
         shapes.ModelCard,
         failures=(401, 403, 404, 500),
+        in_path=Parameter("model", {"type": "string"}),
     ),
     Route("healthz", "GET", "/healthz", "This process answers", shapes.Health, failures=(500,)),
     Route(

@@ -63,18 +63,19 @@ class Turns:
 
     @asynccontextmanager
     async def turn(
-        self, model: str, tenant: Tenant, *, priority: int, num_answers: int
+        self, model: str, tenant: Tenant, *, priority: int, num_answers: int = 1, call: str = ""
     ) -> AsyncGenerator[Turn, None]:
-        """Wait for the turn of a call, and hold it.
+        """Wait for the turn of a call, or of one text of `call`, and hold it.
 
         A call goes in as a whole as soon as there is one place, so that one with many answers
-        is not overtaken for ever; it then takes as many places as it has answers.
+        is not overtaken for ever; it then takes as many places as it has answers. Of a call to
+        read texts each goes in by itself, so that a long list does not hold others up.
 
         Raises:
             RequestError: 503, it gave up its place.
         """
         line = self._lines.setdefault(model, _Line())
-        ticket = line.queue.add(tenant.id, weight=tenant.weight, priority=priority)
+        ticket = line.queue.add(tenant.id, weight=tenant.weight, priority=priority, call=call)
         waiter = _Waiter(num_answers, asyncio.get_running_loop().create_future())
         line.waiters[ticket] = waiter
         self._let_in(line)

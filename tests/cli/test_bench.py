@@ -158,7 +158,8 @@ def test_the_older_run_is_compared_and_gates_only_when_asked(raylm, serve) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_what_was_measured(serve, tmp_path: Path, number: signal.Signals) -> None:
-    server = serve(lambda n, body: Answer(wait_s=0.01 if n % 2 else 60.0, tokens=4))
+    # Every other answer never comes while the test lasts.
+    server = serve(lambda n, body: Answer(wait_s=0.01 if n % 2 else 3600.0, tokens=4))
     path = tmp_path / "run.json"
     process = subprocess.Popen(
         [sys.executable, "-m", "raylm", "bench", "--url", server.url, "--rate", "20", "--duration",
@@ -179,9 +180,13 @@ def test_a_signal_leaves_what_was_measured(serve, tmp_path: Path, number: signal
     assert figures["num_cut"] >= 4
     assert figures["num_ok"] + figures["num_cut"] == figures["num_requests"]
     assert json.loads(path.read_text())["partial"] is True
-    while server.num_left < figures["num_cut"] and time.monotonic() < deadline:
+    # Every request that the server has was taken back. Of those that were cut, it may never have
+    # had some, and have answered others to the end.
+    deadline = time.monotonic() + 60
+    while (left := server.num_left) < (len(server.bodies) + 1) // 2:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert server.num_left == figures["num_cut"]  # every request was taken back
+    assert 4 <= left <= figures["num_cut"]
 
 
 def test_the_time_of_all_levels_is_bounded(raylm, serve) -> None:

@@ -1,4 +1,4 @@
-"""A gateway in this process, in front of the fake engine; and a real cluster, once a session."""
+"""A gateway in this process, in front of the fake engine; and a real cluster for all modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -32,7 +32,11 @@ from raylm.serve.results import ResultStore
 from raylm.serve.routes import build_app
 from raylm.serve.tenant import Tenant
 from raylm.serve.turns import Turns
+from raylm.store import Store
 from tests.serve.fake_engine import FakeEngine
+
+if TYPE_CHECKING:  # Ray takes its time to be imported
+    from tests.serve.deployed import SharedCluster
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}"
@@ -142,6 +146,24 @@ def gateway_of(
         readiness=Readiness(catalog),
         keep_alive_s=keep_alive_s,
     )
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[SharedCluster]:
+    """For `store`."""
+    from tests.serve.deployed import SHARED
+
+    yield SHARED
+    SHARED.end()
+
+
+@pytest.fixture(scope="module")
+def store(
+    shared_cluster: SharedCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    """The store of a cluster that modules use one after the other."""
+    yield shared_cluster.store(lambda: tmp_path_factory.mktemp("cluster") / "store")
+    shared_cluster.clear()
 
 
 @pytest.fixture(scope="session")

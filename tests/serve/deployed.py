@@ -1,4 +1,4 @@
-"""A cluster of its own for a module's tests, and a look into what is deployed on it."""
+"""Clusters for tests, shared and not, and a look into what is deployed on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray._private import ray_constants
 
 from raylm.config.cluster import ClusterConfig
 from raylm.deploy.cluster import connect, down, up
-from raylm.serve.app import Endpoint
+from raylm.serve.app import Endpoint, undeploy
 from raylm.store import Store
 
 KEY = "sk-test-0123456789abcdef"
@@ -25,7 +25,11 @@ TOKEN = "RAY_AUTH_TOKEN_PATH"
 
 @contextlib.contextmanager
 def cluster(root: Path) -> Iterator[Store]:
-    """A Ray cluster of this machine, connected, with an empty store."""
+    """A Ray cluster of this machine, connected, with an empty store.
+
+    A process is connected to one cluster at a time: the shared one ends first.
+    """
+    SHARED.end()
     store = Store(root)
     # Ray reads this once, when it is imported; other tests may have done that already.
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -35,6 +39,45 @@ def cluster(root: Path) -> Iterator[Store]:
             yield store
     finally:
         down(store, drain_s=0)
+
+
+class SharedCluster:
+    """The cluster of all modules that need nothing of their own; it starts when it is wanted, and
+    again when it was ended."""
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()
+        self._store: Store | None = None
+        self._is_spent = False
+
+    def store(self, new_root: Callable[[], Path]) -> Store:
+        """Its store; what is deployed on it is ended by who deployed it."""
+        if self._store is None:
+            self._store = self._held.enter_context(cluster(new_root()))
+        return self._store
+
+    def spend(self) -> None:
+        """The module that is at work kills more than what it deployed: no other is to have it."""
+        self._is_spent = True
+
+    def clear(self) -> None:
+        """For the next module: without what a failed test has left, or not at all."""
+        if self._store is None:
+            return
+        try:
+            undeploy(drain_s=0)
+        except Exception:
+            self._is_spent = True
+        if self._is_spent:
+            self.end()
+
+    def end(self) -> None:
+        """End it, if it is up."""
+        self._store, self._is_spent = None, False
+        self._held.close()
+
+
+SHARED = SharedCluster()
 
 
 def write_keys(folder: Path) -> None:
@@ -60,7 +103,7 @@ def figures(endpoint: Endpoint, name: str, label: str = "") -> list[float]:
 
 
 def ours(title: str) -> list[psutil.Process]:
-    """Processes of this module's cluster, and of no other that runs beside it."""
+    """Processes of the cluster that is connected here, and of no other that runs beside it."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -4,9 +4,10 @@
     python -m tests.serve.kills table FILE.json [--write docs/serving.md]
 
 `run` deploys a model of 13M parameters on two replicas and streams the same prompts again and
-again; in each round one replica is killed or frozen as soon as every stream has begun. The texts
-are compared with those of an undisturbed round. Arithmetic and cache are f32. What was seen is
-written after each round.
+again; in each round one replica is killed, frozen or left without memory as soon as every stream
+has begun. The texts are compared with those of an undisturbed round, and are so long that it takes
+`ROUND_S` at least: no machine is so fast that its answers are over before the replica is lost.
+Arithmetic and cache are f32. What was seen is written after each round.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from raylm.config.serve import ServeConfig
 from raylm.deploy import environment
 from raylm.serve.app import Endpoint, deploy, undeploy
 from raylm.serve.prepare import served_folder
+from raylm.store import Store
 from tests.serve.conftest import write_llama
 from tests.serve.deployed import (
     KEY,
@@ -44,19 +47,32 @@ from tests.serve.deployed import (
 )  # fmt: skip
 from tests.serve.streams import Stream, run_streams
 
-FAULTS = {
-    "kill -9": (signal.SIGKILL, "died"),
-    "frozen (SIGSTOP)": (signal.SIGSTOP, "silent"),
+Fault = Callable[[psutil.Process], None]
+
+
+def kill(process: psutil.Process) -> None:
+    """kill -9."""
+    process.kill()
+
+
+def freeze(process: psutil.Process) -> None:
+    """It runs no more, and its connections stay."""
+    process.send_signal(signal.SIGSTOP)
+
+
+def starve(process: psutil.Process) -> None:
+    """It is given no more memory, whatever it asks for; the machine has its own."""
+    process.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))
+
+
+FAULTS: dict[str, Fault] = {
+    "kill -9": kill,
+    "frozen (SIGSTOP)": freeze,
+    "out of memory (RLIMIT_AS)": starve,
 }
-"""Each with what the gateway takes it for."""
 PROXIES = ("haproxy", "serve")
-NUM_TOKENS = 192
-REQUEST = {
-    "model": "tiny",
-    "max_tokens": NUM_TOKENS,
-    "temperature": 0,
-    "extra_body": {"ignore_eos": True},
-}
+ROUND_S = 6.0
+LEAST_TOKENS, MOST_TOKENS = 192, 1536
 MARKS = "<!-- kills: made by `python -m tests.serve.kills table` -->", "<!-- /kills -->"
 
 
@@ -78,26 +94,27 @@ class Seen:
 
 
 @contextmanager
-def deployed(root: Path, proxy: str) -> Iterator[Endpoint]:
-    """Two replicas of a model that takes its time, behind HAProxy or Serve's own proxy."""
-    root.mkdir(parents=True)
-    write_keys(root)
-    folder = write_llama(root / "tiny", hidden=512, layers=8, context=512)
+def cluster_with(proxy: str, root: Path) -> Iterator[Store]:
+    """A cluster with HAProxy or Serve's own proxy."""
     found = environment.haproxy_binary() if proxy == "haproxy" else None
-    config = ServeConfig(port=0, replicas=2, gateways=2, api_keys="keys")
-    with (
-        patch.object(environment, "haproxy_binary", lambda: found),
-        cluster(root / "store") as store,
-    ):
-        yield deploy(
-            [served_folder(folder)],
-            config,
-            # So that a text does not depend on what else is in its batch.
-            EngineConfig(precision="f32", kv_cache="f32"),
-            cache_root=store.root / "engine",
-            base_dir=root,
-        )
-        undeploy(drain_s=0)
+    with patch.object(environment, "haproxy_binary", lambda: found), cluster(root) as store:
+        yield store
+
+
+@contextmanager
+def deployed(root: Path, store: Store) -> Iterator[Endpoint]:
+    """Two replicas of a model that takes its time."""
+    write_keys(root)
+    folder = write_llama(root / "tiny", hidden=512, layers=8, context=2048)
+    yield deploy(
+        [served_folder(folder)],
+        ServeConfig(port=0, replicas=2, gateways=2, api_keys="keys"),
+        # So that a text does not depend on what else is in its batch.
+        EngineConfig(precision="f32", kv_cache="f32"),
+        cache_root=store.root / "engine",
+        base_dir=root,
+    )
+    undeploy(drain_s=0)
 
 
 def prompts(count: int) -> list[str]:
@@ -106,34 +123,62 @@ def prompts(count: int) -> list[str]:
 
 
 def stream_all(
-    endpoint: Endpoint, num_streams: int, victim: psutil.Process | None, how: int = 0
+    endpoint: Endpoint,
+    num_streams: int,
+    num_tokens: int,
+    fault: Callable[[], None] = lambda: None,
 ) -> list[Stream]:
-    """All prompts at once; the victim gets its signal when each has begun."""
+    """All prompts at once; the fault happens when each has begun."""
+    request = {
+        "model": "tiny",
+        "max_tokens": num_tokens,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    return asyncio.run(run_streams(endpoint.url, KEY, prompts(num_streams), request, fault=fault))
 
-    def fault() -> None:
-        if victim is not None:
-            victim.send_signal(how)
 
-    return asyncio.run(run_streams(endpoint.url, KEY, prompts(num_streams), REQUEST, fault=fault))
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """What a round without a fault came to."""
+
+    num_tokens: int
+    """Of each answer."""
+    streams: list[Stream]
+
+
+def undisturbed(endpoint: Endpoint, num_streams: int) -> Undisturbed:
+    """Answers of such a length that they take `ROUND_S` here."""
+    num_tokens = LEAST_TOKENS
+    while True:
+        begun_s = time.monotonic()
+        streams = stream_all(endpoint, num_streams, num_tokens)
+        took_s = time.monotonic() - begun_s
+        if took_s >= ROUND_S or num_tokens == MOST_TOKENS:
+            return Undisturbed(num_tokens, streams)
+        # A little more than that, since the first round warms up.
+        num_tokens = min(MOST_TOKENS, math.ceil(1.2 * num_tokens * ROUND_S / took_s))
 
 
 def lose(
-    endpoint: Endpoint, fault: str, proxy: str, expected: Sequence[Stream], victim: psutil.Process
+    endpoint: Endpoint, fault: str, proxy: str, expected: Undisturbed, victim: psutil.Process
 ) -> Seen:
     """One round: streams, the loss of a replica under them, and the wait for its successor."""
-    how, cause = FAULTS[fault]
-    before = continued(endpoint, cause)
-    found = stream_all(endpoint, len(expected), victim, how)
+    before = continued(endpoint)
+    found = stream_all(
+        endpoint, len(expected.streams), expected.num_tokens, lambda: FAULTS[fault](victim)
+    )
     seen = Seen(
         fault,
         proxy,
         num_streams=len(found),
         num_errors=sum(stream.error is not None for stream in found),
         num_incomplete=sum(
-            (stream.finish_reason, stream.num_tokens) != ("length", NUM_TOKENS) for stream in found
+            (stream.finish_reason, stream.num_tokens) != ("length", expected.num_tokens)
+            for stream in found
         ),
-        num_differing=sum(a.text != b.text for a, b in zip(found, expected, strict=True)),
-        num_continued=int(continued(endpoint, cause) - before),
+        num_differing=sum(a.text != b.text for a, b in zip(found, expected.streams, strict=True)),
+        num_continued=int(continued(endpoint) - before),
         stalls_s=tuple(round(stream.stall_s, 3) for stream in found),
     )
     until(lambda: not psutil.pid_exists(victim.pid))
@@ -141,9 +186,9 @@ def lose(
     return seen
 
 
-def continued(endpoint: Endpoint, cause: str) -> float:
-    """Answers that have lost their replica so."""
-    return sum(figures(endpoint, "raylm_answers_interrupted_total", f'cause="{cause}"'))
+def continued(endpoint: Endpoint) -> float:
+    """Answers that have lost their replica."""
+    return sum(figures(endpoint, "raylm_answers_interrupted_total"))
 
 
 def run(out: Path, proxies: Sequence[str], rounds: int, num_streams: int) -> list[Seen]:
@@ -152,9 +197,10 @@ def run(out: Path, proxies: Sequence[str], rounds: int, num_streams: int) -> lis
     for proxy in proxies:
         with (
             tempfile.TemporaryDirectory() as root,
-            deployed(Path(root) / "work", proxy) as endpoint,
+            cluster_with(proxy, Path(root) / "store") as store,
+            deployed(Path(root), store) as endpoint,
         ):
-            expected = stream_all(endpoint, num_streams, None)
+            expected = undisturbed(endpoint, num_streams)
             for number in range(rounds):
                 for fault in FAULTS:
                     victim = replicas("engine-tiny")[number % 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,12 +18,23 @@ from tests.serve.fake_encoder import FakeEncoder
 from tests.serve.grammar_engines import closing, random_engine
 
 SEED = 5
+Document = dict[str, Any]
 
 
 def unexpected(
-    app: Any, *, keys: bool, max_time_s: int, max_examples: int, seed: int
+    app: Any,
+    *,
+    keys: bool,
+    max_time_s: int,
+    max_examples: int,
+    seed: int,
+    part: Callable[[Document], Document] = lambda document: document,
+    known_ids: Sequence[str] = (),
 ) -> tuple[list[str], Counter[int]]:
-    """What schemathesis finds in all its phases, and how often it got which status."""
+    """What schemathesis finds in all its phases, and how often it got which status.
+
+    `part` is what of the document is to be tried; `known_ids` are of files and batches.
+    """
     headers = {"Authorization": f"Bearer {KEY}"} if keys else {}
     config = SchemathesisConfig.from_dict(
         {
@@ -36,7 +48,9 @@ def unexpected(
         }
     )
     found = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
-    schema = schemathesis.openapi.from_dict(_reachable(found.raw_schema), config=config)
+    schema = schemathesis.openapi.from_dict(
+        part(_reachable(found.raw_schema, known_ids)), config=config
+    )
     schema.app = app
     problems, statuses = [], Counter[int]()
     for event in from_schema(schema).execute():
@@ -55,16 +69,18 @@ def unexpected(
     return problems, statuses
 
 
-def _reachable(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with a model that is served, and with time enough to answer."""
+def _reachable(document: Document, known_ids: Sequence[str]) -> Document:
+    """The document with names of what there is, and with time enough to answer."""
     found = copy.deepcopy(document)
     for schema in found["components"]["schemas"].values():
         if schema.get("properties", {}).get("model", {}).get("minLength"):
             schema["properties"]["model"] = {"enum": ["tiny"]}
-    for methods in found["paths"].values():
-        for parameter in methods.get("post", {}).get("parameters", ()):
+    for operation in (each for methods in found["paths"].values() for each in methods.values()):
+        for parameter in operation.get("parameters", ()):
             if parameter["name"] == "x-raylm-timeout-ms":
                 parameter["schema"]["pattern"] = "^[1-9][0-9]{5,8}$"
+            if parameter["name"] == "id":
+                parameter["examples"] = {each: {"value": each} for each in known_ids}
     return json.loads(json.dumps(found))
 
 

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 import openai
 import pytest
 import torch
-from ray._private import ray_constants
 
-from raylm.config.cluster import ClusterConfig
 from raylm.config.engine import EngineConfig
 from raylm.config.serve import ServeConfig
-from raylm.deploy.cluster import connect, down, up
 from raylm.engine.encode import EmbedRequest
 from raylm.engine.load import load
 from raylm.model.build import model_of_shape, save_model
@@ -49,19 +46,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(
-    models: list[ServedModel], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Endpoint]:
-    store = Store(tmp_path_factory.mktemp("store"))
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    up(store, ClusterConfig(num_cpus=4, object_store_bytes=100 * 2**20))
-    try:
-        with connect(store, ClusterConfig()):
-            config = ServeConfig(port=0, replicas=1)
-            yield deploy(models, config, ENGINE, cache_root=store.root / "engine")
-            undeploy(drain_s=0)
-    finally:
-        down(store, drain_s=0)
+def endpoint(store: Store, models: list[ServedModel]) -> Iterator[Endpoint]:
+    config = ServeConfig(port=0, replicas=1)
+    yield deploy(models, config, ENGINE, cache_root=store.root / "engine")
+    undeploy(drain_s=0)
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from raylm.deploy.haproxy import HEADERS_S, max_connections, max_files
 from raylm.deploy.ports import LOOPBACK
 from raylm.serve.app import Endpoint, deploy, undeploy
 from raylm.serve.prepare import served_folder
+from raylm.store import Store
 from tests.serve.conftest import write_llama
 from tests.serve.deployed import (
-    cluster,
     figures,
     get,
     num_running,
@@ -42,7 +42,7 @@ LONG = {"max_tokens": 3000, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def endpoint(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     root = tmp_path_factory.mktemp("hostile")
     write_keys(root)
     folder = write_llama(root / "tiny", hidden=128, layers=4, context=4096)
@@ -54,15 +54,14 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         max_queued_requests=QUEUED,
         limits=LimitsConfig(body_timeout_s=BODY_S, stall_timeout_s=STALL_S),
     )
-    with cluster(root / "store") as store:
-        yield deploy(
-            [served_folder(folder)],
-            config,
-            EngineConfig(),
-            cache_root=store.root / "engine",
-            base_dir=root,
-        )
-        undeploy(drain_s=0)
+    yield deploy(
+        [served_folder(folder)],
+        config,
+        EngineConfig(),
+        cache_root=store.root / "engine",
+        base_dir=root,
+    )
+    undeploy(drain_s=0)
 
 
 def in_flight(endpoint: Endpoint) -> float:

@@ -2,54 +2,70 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from raylm.serve.app import Endpoint
-from tests.serve.deployed import ours, replicas, until
+from raylm.store import Store
+from tests.serve.deployed import SHARED, ours, replicas, until
 from tests.serve.kills import (
     FAULTS,
     MARKS,
-    NUM_TOKENS,
     PROXIES,
     Seen,
+    Undisturbed,
     deployed,
     lose,
     read,
     run,
     stream_all,
     table,
+    undisturbed,
 )  # fmt: skip
 from tests.serve.streams import Stream
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 NUM_STREAMS = 12
+MAX_ROUNDS = 3
+"""Whatever a machine does in between: in one of them the replica that is lost has answers."""
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    with deployed(tmp_path_factory.mktemp("kills") / "work", "haproxy") as endpoint:
+def endpoint(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with deployed(tmp_path_factory.mktemp("kills"), store) as endpoint:
         yield endpoint
 
 
+@pytest.fixture(scope="module")
+def expected(endpoint: Endpoint) -> Undisturbed:
+    return undisturbed(endpoint, NUM_STREAMS)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_streams_go_on_by_another_replica(endpoint: Endpoint, fault: str) -> None:
-    expected = stream_all(endpoint, NUM_STREAMS, None)
-    seen = lose(endpoint, fault, "haproxy", expected, replicas("engine-tiny")[0])
-    assert seen.num_continued > 0
-    assert (seen.num_errors, seen.num_incomplete, seen.num_differing) == (0, 0, 0)
+def test_streams_go_on_by_another_replica(
+    endpoint: Endpoint, expected: Undisturbed, fault: str
+) -> None:
+    num_continued = 0
+    for _ in range(MAX_ROUNDS):
+        seen = lose(endpoint, fault, "haproxy", expected, replicas("engine-tiny")[0])
+        assert (seen.num_errors, seen.num_incomplete, seen.num_differing) == (0, 0, 0)
+        num_continued += seen.num_continued
+        if num_continued:
+            break
+    assert num_continued > 0
 
 
 @pytest.mark.faults
-def test_answers_go_on_without_the_controller_and_replicas_come_again(endpoint: Endpoint) -> None:
-    expected = stream_all(endpoint, NUM_STREAMS, None)
+def test_answers_go_on_without_the_controller_and_replicas_come_again(
+    endpoint: Endpoint, expected: Undisturbed
+) -> None:
+    SHARED.spend()
     (controller,) = ours("ray::ServeController")
-    found = stream_all(endpoint, NUM_STREAMS, controller, signal.SIGKILL)
-    assert [stream.text for stream in found] == [stream.text for stream in expected]
-    assert whole(found) == NUM_STREAMS
+    found = stream_all(endpoint, NUM_STREAMS, expected.num_tokens, controller.kill)
+    assert [stream.text for stream in found] == [stream.text for stream in expected.streams]
+    assert whole(found, expected.num_tokens) == NUM_STREAMS
     # The new controller knows what there should be.
     until(lambda: [p.pid for p in ours("ray::ServeController")] not in ([], [controller.pid]))
     seen = lose(endpoint, "kill -9", "haproxy", expected, replicas("engine-tiny")[0])
@@ -57,27 +73,33 @@ def test_answers_go_on_without_the_controller_and_replicas_come_again(endpoint: 
 
 
 @pytest.mark.faults
-def test_a_killed_gateway_cuts_its_streams_visibly_and_no_others(endpoint: Endpoint) -> None:
-    found = stream_all(endpoint, NUM_STREAMS, replicas("gateway")[0], signal.SIGKILL)
-    assert 0 < whole(found) < NUM_STREAMS
-    assert cut(found) == NUM_STREAMS - whole(found)
-    until(lambda: whole(stream_all(endpoint, 2, None)) == 2)
+def test_a_killed_gateway_cuts_its_streams_visibly_and_no_others(
+    endpoint: Endpoint, expected: Undisturbed
+) -> None:
+    (victim, *_), num = replicas("gateway"), expected.num_tokens
+    found = stream_all(endpoint, NUM_STREAMS, num, victim.kill)
+    assert 0 < whole(found, num) < NUM_STREAMS
+    assert cut(found) == NUM_STREAMS - whole(found, num)
+    until(lambda: whole(stream_all(endpoint, 2, 9), 9) == 2)
 
 
 @pytest.mark.faults
-def test_a_killed_proxy_cuts_its_streams_visibly_and_comes_again(endpoint: Endpoint) -> None:
-    proxies = ours("bin/haproxy")
-    for proxy in proxies[1:]:
+def test_a_killed_proxy_cuts_its_streams_visibly_and_comes_again(
+    endpoint: Endpoint, expected: Undisturbed
+) -> None:
+    SHARED.spend()
+    (victim, *others), num = ours("bin/haproxy"), expected.num_tokens
+    for proxy in others:
         proxy.kill()
-    found = stream_all(endpoint, NUM_STREAMS, proxies[0], signal.SIGKILL)
-    assert cut(found) == NUM_STREAMS - whole(found)
-    until(lambda: whole(stream_all(endpoint, 2, None)) == 2)
+    found = stream_all(endpoint, NUM_STREAMS, num, victim.kill)
+    assert cut(found) == NUM_STREAMS - whole(found, num)
+    until(lambda: whole(stream_all(endpoint, 2, 9), 9) == 2)
 
 
-def whole(streams: Sequence[Stream]) -> int:
+def whole(streams: Sequence[Stream], num_tokens: int) -> int:
     """Streams that ended as they should."""
     ends = [(stream.error, stream.finish_reason, stream.num_tokens) for stream in streams]
-    return ends.count((None, "length", NUM_TOKENS))
+    return ends.count((None, "length", num_tokens))
 
 
 def cut(streams: Sequence[Stream]) -> int:

@@ -1,6 +1,6 @@
 """The whole data plane: HAProxy, gateway, engine replicas with OpenVINO, the official client.
 
-One cluster and one deployment serve all tests of this module; the tests that kill come last.
+One deployment serves all tests of this module; the tests that kill come last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from raylm.store import Store
 from tests.serve.conftest import write_llama
 from tests.serve.deployed import (
     KEY,
-    cluster,
     figures,
     get,
     num_running,
@@ -50,12 +49,6 @@ CONFIG = ServeConfig(
     drain_s=60,
     limits=LimitsConfig(max_body_bytes=64 * 1024),
 )
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with cluster(tmp_path_factory.mktemp("store")) as store:
-        yield store
 
 
 @pytest.fixture(scope="module")

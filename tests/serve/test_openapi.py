@@ -9,10 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from starlette.testclient import TestClient
 
+from raylm.config.serve import BatchesConfig
+from raylm.serve.batches.endpoints import BatchRoutes
 from raylm.serve.openapi import document
+from raylm.serve.routes import build_app
 from raylm.serve.table import ROUTES
-from tests.serve.conftest import KEY, write_model_files
+from tests.serve.conftest import KEY, keyring_of, write_model_files
 from tests.serve.grammar_engines import ScriptedEngine
 from tests.serve.test_endpoints import CHAT, URL, body, chat_body
 from tests.serve.test_responses import CALL, HERMES, TOOLS
@@ -22,12 +26,12 @@ RESPONSES = "/v1/responses"
 
 
 def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
-    known = {"components": document(needs_key=True)["components"]}
+    known = {"components": document(needs_key=True, batches=True)["components"]}
     return jsonschema.Draft202012Validator({**known, **schema})
 
 
 def operation(path: str, method: str = "post") -> dict[str, Any]:
-    found: dict[str, Any] = document(needs_key=True)["paths"][path][method]
+    found: dict[str, Any] = document(needs_key=True, batches=True)["paths"][path][method]
     return found
 
 
@@ -36,20 +40,31 @@ def event_of(content: dict[str, Any]) -> jsonschema.Draft202012Validator:
     return validator(data["contentSchema"])
 
 
-def test_the_application_has_the_routes_of_the_document(serve_here):
-    app = serve_here().client.app
-    served = {(route.path, next(iter(route.methods - {"HEAD"}))) for route in app.routes}
+@pytest.mark.parametrize("batches", [False, True])
+def test_the_application_has_the_routes_of_the_document(serve_here, tmp_path, batches):
+    served = serve_here()
+    gateway = served.gateway
+    routes = BatchRoutes(
+        tmp_path, BatchesConfig(), gateway.limits, gateway.admission, wake=lambda: None
+    )
+    app = build_app(gateway, keyring_of(()), routes if batches else None)
+    found = [(r.path, method) for r in app.routes for method in r.methods - {"HEAD"}]
     described = {
         (path.replace("{model}", "{model:path}"), method.upper())
-        for path, methods in document(needs_key=False)["paths"].items()
+        for path, methods in document(needs_key=False, batches=batches)["paths"].items()
         for method in methods
     }
-    assert served == described
-    assert len(described) == len(ROUTES)
+    assert sorted(found) == sorted(described)
+    assert len(described) == len(ROUTES) + 9 * batches
+    with TestClient(app) as client:
+        shown = client.get("/openapi.json").json()
+    assert shown == document(needs_key=False, batches=batches)
+    assert ("/v1/files" in shown["paths"]) is batches
+    assert ("BatchObject" in shown["components"]["schemas"]) is batches
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere():
-    whole = document(needs_key=True)
+    whole = document(needs_key=True, batches=True)
     for name, schema in whole["components"]["schemas"].items():
         jsonschema.Draft202012Validator.check_schema(schema)
         is_closed = schema.get("additionalProperties") is False
@@ -60,10 +75,11 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere():
 
 def test_the_statuses_are_those_that_the_code_has():
     """Whatever status a RequestError in the gateway has is described, or is no route's own."""
-    said = {int(s) for s in re.findall(r"status=(\d{3})", "".join(map(_source, SERVE.iterdir())))}
+    code = "".join(path.read_text() for path in SERVE.rglob("*.py"))
+    said = {int(status) for status in re.findall(r"status=(\d{3})", code)}
     described = {
         int(status)
-        for methods in document(needs_key=True)["paths"].values()
+        for methods in document(needs_key=True, batches=True)["paths"].values()
         for each in methods.values()
         for status in each["responses"]
     }
@@ -71,15 +87,11 @@ def test_the_statuses_are_those_that_the_code_has():
     assert described - said == {200, 400}  # 400 is the default
 
 
-def _source(path: Path) -> str:
-    return path.read_text() if path.suffix == ".py" else ""
-
-
 def test_the_document_needs_a_key_and_says_so(serve_here):
     closed = serve_here(keys=(KEY,)).client
     assert closed.get("/openapi.json").status_code == 401
     found = closed.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()
-    assert found == document(needs_key=True)
+    assert found == document(needs_key=True, batches=False)
     secured = {path for path, methods in found["paths"].items() for each in methods.values()
                if "security" in each}  # fmt: skip
     assert set(found["paths"]) - secured == {"/healthz", "/readyz"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import openai
@@ -16,7 +16,7 @@ from raylm.serve.catalog import ServedModel
 from raylm.serve.prepare import served_folder
 from raylm.store import Store
 from tests.serve.conftest import write_llama
-from tests.serve.deployed import KEY, cluster, get, replicas, until, write_keys
+from tests.serve.deployed import KEY, get, replicas, until, write_keys
 from tests.serve.streams import Stream, run_streams
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -35,23 +35,16 @@ REQUEST: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[ServedModel]:
     root = tmp_path_factory.mktemp("models")
+    write_keys(root)
     folders = [write_llama(root / n, hidden=512, layers=8, context=512) for n in ("first", "other")]
     return [served_folder(folder) for folder in folders]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    root = tmp_path_factory.mktemp("scaling")
-    write_keys(root)
-    with cluster(root / "store") as store:
-        yield store
 
 
 def put(
     store: Store, models: Sequence[ServedModel], config: ServeConfig, engine: EngineConfig
 ) -> Endpoint:
-    where = store.root
-    return deploy(models, config, engine, cache_root=where / "engine", base_dir=where.parent)
+    keys_in = models[0].path.parent
+    return deploy(models, config, engine, cache_root=store.root / "engine", base_dir=keys_in)
 
 
 def counts() -> list[int]:

@@ -18,8 +18,9 @@ from raylm.config.serve import CacheConfig, ServeConfig
 from raylm.serve.app import Endpoint, deploy, undeploy
 from raylm.serve.keys import FILE, Grant, create, now_utc, revoke
 from raylm.serve.prepare import served_folder
+from raylm.store import Store
 from tests.serve.conftest import write_llama
-from tests.serve.deployed import cluster, get, replicas, until
+from tests.serve.deployed import get, replicas, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -55,21 +56,20 @@ class Keyed:
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+def keyed(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     root = tmp_path_factory.mktemp("tenants")
     model = served_folder(write_llama(root / "tiny", hidden=64, layers=2, context=512))
-    with cluster(root / "store") as store:
-        path = store.root / FILE
-        admin, _ = create(path, Grant("admin", ("infer", "metrics")), now_utc())
-        endpoint = deploy(
-            [model],
-            ServeConfig(port=0, replicas=1, gateways=2, drain_s=5, cache=CacheConfig()),
-            EngineConfig(),
-            cache_root=store.root / "engine",
-            store_keys=path,
-        )
-        yield Keyed(endpoint, path, admin)
-        undeploy(drain_s=0)
+    path = root / FILE
+    admin, _ = create(path, Grant("admin", ("infer", "metrics")), now_utc())
+    endpoint = deploy(
+        [model],
+        ServeConfig(port=0, replicas=1, gateways=2, drain_s=5, cache=CacheConfig()),
+        EngineConfig(),
+        cache_root=store.root / "engine",
+        store_keys=path,
+    )
+    yield Keyed(endpoint, path, admin)
+    undeploy(drain_s=0)
 
 
 def test_a_new_key_works_and_a_revoked_one_is_refused_without_a_restart(keyed: Keyed) -> None:

@@ -22,11 +22,15 @@ class ExpiresAfter(Wire):
     seconds: int = Field(ge=MIN_KEEP_S, le=MAX_KEEP_S)
 
 
+Answered = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"]
+"""The paths whose requests batches are made of."""
+
+
 class BatchBody(Wire):
     """POST /v1/batches."""
 
     input_file_id: str = Field(min_length=1, max_length=64)
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"]
+    endpoint: Answered
     completion_window: Literal["24h"]
     metadata: (
         Annotated[

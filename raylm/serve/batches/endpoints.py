@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +23,9 @@ from raylm.serve.asked import validated
 from raylm.serve.batches.bodies import BatchBody, keep_s
 from raylm.serve.batches.files import FileRecord, Files, new_file_id, record_of
 from raylm.serve.batches.jobs import Job, Jobs, Order, new_batch_id
-from raylm.serve.batches.pages import page
+from raylm.serve.batches.pages import MAX_FILES_SHOWN, page
 from raylm.serve.batches.status import CANCELLABLE
+from raylm.serve.batches.table import BATCH_ROUTES
 from raylm.serve.batches.upload import receive
 from raylm.serve.body import read_json
 from raylm.serve.failure import overloaded
@@ -33,8 +34,8 @@ from raylm.serve.tenant import tenant_of
 
 MAX_UPLOADS = 8
 """Files that one gateway receives at a time."""
-MAX_FILES_SHOWN = 10_000
 T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(slots=True)
@@ -50,18 +51,24 @@ class BatchRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
-        for path, method, handler in (
-            ("/v1/files", "POST", self.upload),
-            ("/v1/files", "GET", self.list_files),
-            ("/v1/files/{id}", "GET", self.file),
-            ("/v1/files/{id}", "DELETE", self.delete),
-            ("/v1/files/{id}/content", "GET", self.content),
-            ("/v1/batches", "POST", self.create),
-            ("/v1/batches", "GET", self.list_batches),
-            ("/v1/batches/{id}", "GET", self.batch),
-            ("/v1/batches/{id}/cancel", "POST", self.cancel),
-        ):
-            app.add_route(path, handler, [method])
+        handlers: dict[str, Handler] = {
+            "upload": self.upload,
+            "list_files": self.list_files,
+            "file": self.file,
+            "delete": self.delete,
+            "content": self.content,
+            "create": self.create,
+            "list_batches": self.list_batches,
+            "batch": self.batch,
+            "cancel": self.cancel,
+        }
+        # One route for all methods of a path: a refusal names them all in its `Allow`.
+        paths: dict[str, dict[str, Handler]] = {}
+        for route in BATCH_ROUTES:
+            paths.setdefault(route.path, {})[route.method] = handlers.pop(route.name)
+        assert not handlers, "every handler has its route"
+        for path, methods in paths.items():
+            app.add_route(path, _by_method(methods), list(methods))
 
     # Files -------------------------------------------------------------------------------
 
@@ -126,7 +133,16 @@ class BatchRoutes:
     async def content(self, request: Request) -> Response:
         """GET /v1/files/{id}/content."""
         files, record = await self._file(request)
-        return FileResponse(files.content(record.id), media_type="application/octet-stream")
+        path = files.content(record.id)
+        try:
+            stat = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:  # deleted meanwhile
+            raise _unknown("file", record.id, "id", 404) from None
+        # Whole, whatever part is asked for: Starlette refuses parts in a shape of its own.
+        request.scope["headers"] = [
+            each for each in request.scope["headers"] if each[0] not in (b"range", b"if-range")
+        ]
+        return FileResponse(path, media_type="application/octet-stream", stat_result=stat)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/files/{id}."""
@@ -222,6 +238,14 @@ class BatchRoutes:
     def _tenant(self, request: Request) -> Path:
         """The folder of whoever asks. An id is hexadecimal, and never another tenant's."""
         return self.root / (tenant_of(request.scope).id or "everyone")
+
+
+def _by_method(methods: Mapping[str, Handler]) -> Handler:
+    async def handle(request: Request) -> Response:
+        # Starlette takes HEAD wherever it takes GET.
+        return await methods["GET" if request.method == "HEAD" else request.method](request)
+
+    return handle
 
 
 def _num_unfinished(jobs: Jobs) -> int:

@@ -9,6 +9,7 @@ from raylm.errors import RequestError
 
 T = TypeVar("T")
 MAX_LIMIT = 100
+MAX_FILES_SHOWN = 10_000
 
 
 def page(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -14,9 +13,10 @@ from raylm.config.engine import EngineConfig
 from raylm.config.serve import BatchesConfig, ServeConfig
 from raylm.serve.app import Endpoint, deploy, undeploy
 from raylm.serve.prepare import served_folder
+from raylm.store import Store
 from tests.serve.batches.conftest import chat_line
 from tests.serve.conftest import write_llama
-from tests.serve.deployed import KEY, cluster, figures, get, replicas, until, write_keys
+from tests.serve.deployed import KEY, figures, get, replicas, until, write_keys
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 TOTAL = 160
@@ -31,18 +31,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def store_root(root: Path) -> Iterator[Path]:
-    with cluster(root / "store") as store:
-        yield store.root
-
-
-def start(root: Path, store_root: Path) -> Endpoint:
+def start(root: Path, store: Store) -> Endpoint:
     return deploy(
         [served_folder(root / "tiny")],
         CONFIG,
         EngineConfig(),
-        cache_root=store_root / "engine",
+        cache_root=store.root / "engine",
         base_dir=root,
     )
 
@@ -51,8 +45,8 @@ def client_of(endpoint: Endpoint) -> openai.OpenAI:
     return openai.OpenAI(base_url=endpoint.url, api_key=KEY, max_retries=2, timeout=30)
 
 
-def test_every_line_is_answered_once_whatever_is_killed(root: Path, store_root: Path) -> None:
-    endpoint = start(root, store_root)
+def test_every_line_is_answered_once_whatever_is_killed(root: Path, store: Store) -> None:
+    endpoint = start(root, store)
     with client_of(endpoint) as client:
         lines = "".join(chat_line(f"c{i}", max_tokens=64) for i in range(TOTAL))
         file = client.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
@@ -75,7 +69,7 @@ def test_every_line_is_answered_once_whatever_is_killed(root: Path, store_root: 
         assert 'route="chat"' in text and sum(figures(endpoint, "raylm_requests_total")) >= 10
     undeploy(drain_s=0)
 
-    endpoint = start(root, store_root)
+    endpoint = start(root, store)
     with client_of(endpoint) as client:
         until(lambda: client.batches.retrieve(batch_id).status == "completed")
         batch = client.batches.retrieve(batch_id)
