@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from raylm.engine.answer import Answer
 from raylm.engine.batch import token_batch
 from raylm.engine.blocks import BlockManager
 from raylm.engine.convert import ensure_ir, is_complete
-from raylm.engine.guess import look_up
+from raylm.engine.guess import Lookup
 from raylm.engine.job import Job
 from raylm.engine.local import LocalEngine
 from raylm.engine.paged_model import PagedModel, load_paged_model
@@ -28,6 +30,7 @@ from raylm.engine.runner import StepResult, deadline_error, joined, taken
 from raylm.engine.sampler import Floats, sample
 from raylm.engine.scheduler import Scheduler, Slice, Step
 from raylm.engine.sequence import Sequence, new_sequence
+from raylm.engine.speculation import Speculation
 from raylm.engine.suspects import Suspects
 from raylm.errors import ModelError, RaylmError
 
@@ -35,10 +38,20 @@ log = logging.getLogger(__name__)
 
 
 class PagedRunner:
-    """Scheduler, paged model and sampler, one step at a time."""
+    """Scheduler, paged model and sampler, one step at a time.
 
-    def __init__(self, model: PagedModel, config: EngineConfig) -> None:
+    `clock` gives seconds, by which speculation tells what its guesses cost.
+    """
+
+    def __init__(
+        self,
+        model: PagedModel,
+        config: EngineConfig,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._model = model
+        self._clock = clock
         self._blocks = BlockManager(
             model.num_blocks, model.block_size, prefix_cache=config.prefix_cache
         )
@@ -47,9 +60,10 @@ class PagedRunner:
             max_batch_size=config.max_batch_size,
             max_batch_tokens=config.max_batch_tokens,
         )
-        self._speculation = config.speculation
-        self.num_guessed_tokens = 0
-        self.num_confirmed_tokens = 0
+        self._speculation: Speculation | None = None
+        if config.speculation is not None:
+            guesser = Lookup(config.speculation)
+            self._speculation = Speculation(guesser, self._scheduler, self._answer_of)
         self._suspects = Suspects()
         self._answers: dict[str, tuple[Sequence, Answer]] = {}
         self._in_step: list[Sequence] = []
@@ -89,6 +103,16 @@ class PagedRunner:
         """Those of them that were in the cache already."""
         return self._scheduler.num_found_tokens
 
+    @property
+    def num_guessed_tokens(self) -> int:
+        """Tokens that were guessed and computed to find out, so far."""
+        return 0 if self._speculation is None else self._speculation.num_guessed_tokens
+
+    @property
+    def num_confirmed_tokens(self) -> int:
+        """Those of them that were right."""
+        return 0 if self._speculation is None else self._speculation.num_confirmed_tokens
+
     def add(self, job: Job) -> None:
         """Queue an answer."""
         assert isinstance(job, Answer), "the engine only generates"
@@ -109,6 +133,7 @@ class PagedRunner:
         sequence, _ = self._answers.pop(request_id)
         self._scheduler.cancel(sequence)
         self._suspects.acquit([sequence])
+        self._forget(request_id)
 
     def step(self, now_s: float) -> StepResult:
         """Compute one step and sample from it."""
@@ -121,7 +146,9 @@ class PagedRunner:
         if not step.slices:
             return StepResult()
         self._in_step = [part.sequence for part in step.slices]
-        step = self._speculate(step)
+        began_s = self._clock()
+        if self._speculation is not None:
+            step = self._speculation.add(step)
         logits = self._score(step, self._model.forward(token_batch(step, self._model.block_size)))
         self._scheduler.advance(step)
         drawing = [part for part in step.slices if part.samples]
@@ -130,6 +157,8 @@ class PagedRunner:
         result = StepResult()
         for part, items in zip(drawing, self._draw(drawing, logits), strict=True):
             self._tell(part, items, result)
+        if self._speculation is not None:
+            self._speculation.took(step, self._clock() - began_s)
         return result
 
     def abandon(self) -> list[str] | None:
@@ -162,17 +191,12 @@ class PagedRunner:
             answer.num_cached_tokens = min(sequence.num_found or 0, len(answer.request.prompt_ids))
             sequence.num_scored = 0
 
-    def _speculate(self, step: Step) -> Step:
-        settings = self._speculation
-        if settings is None:
-            return step
+    def _answer_of(self, sequence: Sequence) -> Answer:
+        return self._answers[sequence.id][1]
 
-        def guess(sequence: Sequence) -> list[int]:
-            _, answer = self._answers[sequence.id]
-            num_left = answer.max_tokens - answer.num_emitted
-            return look_up(sequence.token_ids, settings)[: num_left - 1]
-
-        return self._scheduler.speculate(step, guess)
+    def _forget(self, request_id: str) -> None:
+        if self._speculation is not None:
+            self._speculation.forget(request_id)
 
     def _draw(self, drawing: list[Slice], logits: Floats) -> list[list[Chunk | RaylmError]]:
         """What each sequence comes to, from its logits: one token more than guesses were right.
@@ -211,11 +235,12 @@ class PagedRunner:
             chunk = joined(chunks)
             result.chunks.append(chunk)
             sequence.token_ids.extend(chunk.token_ids)
-            self.num_guessed_tokens += len(part.guessed)
-            self.num_confirmed_tokens += len(chunks) - 1
+            if self._speculation is not None:
+                self._speculation.note(part, chunk.token_ids)
             if chunk.finish_reason is not None:
                 self._scheduler.finish(sequence)
                 del self._answers[answer.id]
+                self._forget(answer.id)
                 return
             self._scheduler.confirm(sequence, len(chunks) - 1)
         if isinstance(items[-1], RaylmError):

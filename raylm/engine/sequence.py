@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from raylm.engine.background import PRIORITY
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -35,6 +37,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that the model has not seen yet: one when decoding, more in prefill."""
         return len(self.token_ids) - self.num_cached
+
+    @property
+    def is_background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.priority <= PRIORITY
 
     @property
     def rank(self) -> tuple[int, int]:
