@@ -16,6 +16,7 @@ from raylm.cli.progress import progress
 from raylm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from raylm.config.engine import EngineConfig
     from raylm.config.load import Loaded
     from raylm.progress import Report
     from raylm.serve.app import Endpoint
@@ -103,7 +104,7 @@ def _serve(
         endpoint = deploy(
             [served(store, loaded, ref) for ref in refs],
             settings,
-            loaded.config.engine,
+            engine_config(store, loaded),
             cache_root=store.root / "engine",
             base_dir=loaded.base_dir,
             store_keys=store.root / FILE,
@@ -132,6 +133,18 @@ def served(store: Store, loaded: Loaded, ref: str) -> ServedModel:
     if folder.is_relative_to(store.root):
         ref = folder.name
     return served_artifact(store.resolve(ref, "model"))
+
+
+def engine_config(store: Store, loaded: Loaded) -> EngineConfig:
+    """How engines run, with the folder of a draft model instead of its name."""
+    from raylm.config.engine import DraftModel
+
+    engine = loaded.config.engine
+    if not isinstance(engine.speculation, DraftModel):
+        return engine
+    folder = served(store, loaded, engine.speculation.model).path
+    draft = engine.speculation.model_copy(update={"model": str(folder)})
+    return engine.model_copy(update={"speculation": draft})
 
 
 def endpoint_text(endpoint: Endpoint) -> str:

@@ -58,6 +58,11 @@ class StepCost:
         self._measured: dict[int, tuple[int, float, int]] = {}
         self._num_steps = 0
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it stands on anything."""
+        return bool(self._measured)
+
     def note(self, num_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
         self._num_steps += 1
@@ -84,15 +89,22 @@ class StepCost:
 
 
 def num_worth_guessing(
-    chances: Sequence[float], offered: Sequence[int], seconds: Seconds, num_tokens: int
+    chances: Sequence[float],
+    offered: Sequence[int],
+    seconds: Seconds,
+    num_tokens: int,
+    pass_s: float = 0.0,
 ) -> list[int]:
     """How many of the `offered` guesses of each sequence go into a step of `num_tokens` tokens.
 
-    `chances` are of one guess to be right, by sequence; `seconds` is of steps by their tokens.
+    `chances` are of one guess to be right, by sequence; `seconds` is of steps by their tokens;
+    `pass_s` is what it takes to guess one more token behind every sequence.
     """
-    worth, owners = _candidates(chances, offered)
+    worth, depths, owners = _candidates(chances, offered)
     gained = len(chances) + np.concatenate([[0.0], np.cumsum(worth)])
-    rates = gained / seconds(num_tokens + np.arange(len(gained), dtype=np.float64))
+    guessing_s = pass_s * np.concatenate([[0], np.maximum.accumulate(depths)])
+    verifying_s = seconds(num_tokens + np.arange(len(gained), dtype=np.float64))
+    rates = gained / (verifying_s + guessing_s)
     best = int(rates.argmax())
     if rates[best] < _LEAST_GAIN * rates[0]:
         best = 0
@@ -102,15 +114,15 @@ def num_worth_guessing(
 
 def _candidates(
     chances: Sequence[float], offered: Sequence[int]
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Worth and sequence of each guess, the worthiest first."""
+) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """Worth, depth and sequence of each guess, the worthiest first."""
     depths = np.concatenate([np.arange(0), *(np.arange(1, count + 1) for count in offered)])
     owners = np.repeat(np.arange(len(offered)), offered)
     worth = np.asarray(chances)[owners] ** depths
     # Of one sequence never a later one before an earlier one, were they worth the same.
     order = np.lexsort((depths, -worth))
     order = order[worth[order] >= _LEAST_CHANCE]
-    return worth[order], owners[order]
+    return worth[order], depths[order], owners[order]
 
 
 def _bucket(num_tokens: int) -> int:

@@ -28,12 +28,20 @@ class Guesser(Protocol):
         """So many tokens behind each of the sequences, or fewer, by their ids."""
         ...
 
+    def pass_s(self, num_sequences: int) -> float:
+        """Seconds to guess one more token behind each of so many sequences."""
+        ...
+
     def known(self, sequence: Sequence) -> list[int]:
         """What it takes to come next in this step, guessed with the model's help or not."""
         ...
 
     def forget(self, request_id: str) -> None:
         """An answer is at its end."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
         ...
 
 
@@ -53,6 +61,10 @@ class Lookup:
         """The first of those that were found."""
         return {sequence.id: self._found[sequence.id][:count] for sequence, _, count in asked}
 
+    def pass_s(self, num_sequences: int) -> float:
+        """Next to nothing."""
+        return 0.0
+
     def known(self, sequence: Sequence) -> list[int]:
         """All that were found."""
         return self._found[sequence.id]
@@ -60,6 +72,9 @@ class Lookup:
     def forget(self, request_id: str) -> None:
         """Nothing is kept of an answer."""
         self._found.pop(request_id, None)
+
+    def close(self) -> None:
+        """There is nothing to free."""
 
 
 def look_up(token_ids: array[int], settings: PromptLookup) -> list[int]:

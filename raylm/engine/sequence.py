@@ -24,6 +24,8 @@ class Sequence:
     """Leading tokens whose logits are all wanted, so that none may come from the cache."""
     num_cached: int = 0
     """Leading tokens whose keys and values are in the cache."""
+    num_drafted: int = 0
+    """Leading tokens whose keys and values the draft model has in the same blocks."""
     num_found: int | None = None
     """Leading tokens that were in the cache already when it was first admitted."""
     blocks: array[int] = field(default_factory=lambda: array("i"))
