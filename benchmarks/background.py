@@ -28,6 +28,7 @@ from raylm.engine.convert import convert
 from raylm.engine.openvino import open_ir
 from raylm.engine.protocol import Engine, Request, Sampling
 
+NUMBERS = itertools.count()  # of requests, in all rounds
 PROMPT_TOKENS = 32
 ROWS = {"alone": None, "lines beside": PRIORITY + 1, "lines in the background": PRIORITY}
 
@@ -72,10 +73,10 @@ async def _round(
     engine: Engine, priority: int | None, options: argparse.Namespace
 ) -> tuple[float, float]:
     """The client's median time for an answer, and lines a second meanwhile."""
-    numbers, num_done = itertools.count(), 0
+    num_done = 0
 
     async def ask(num_tokens: int, priority: int) -> float:
-        number = next(numbers)
+        number = next(NUMBERS)
         prompt = tuple((7919 * number + 104729 * place) % 997 for place in range(PROMPT_TOKENS))
         sampling = Sampling(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
         started = time.perf_counter()
