@@ -240,9 +240,9 @@ class PagedRunner:
         if chunks:
             chunk = joined(chunks)
             result.chunks.append(chunk)
-            sequence.token_ids.extend(chunk.token_ids)
-            if self._speculation is not None:
+            if self._speculation is not None:  # while the tokens are still to come
                 self._speculation.note(part, chunk.token_ids)
+            sequence.token_ids.extend(chunk.token_ids)
             if chunk.finish_reason is not None:
                 self._scheduler.finish(sequence)
                 del self._answers[answer.id]
