@@ -15,6 +15,7 @@ from raylm.cli.progress import progress
 from raylm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from raylm.config.engine import EngineConfig
     from raylm.config.load import Loaded
     from raylm.config.serve import VariantsConfig
     from raylm.progress import Report
@@ -78,14 +79,15 @@ def serve(
     named: Sequence[str | VariantsConfig] = models or loaded.config.serve.models
     with progress() as report:
         from raylm.deploy.cluster import down, ensure_up
-        from raylm.serve.resolve import resolve
+        from raylm.serve.resolve import resolve, with_draft
 
         # What cannot be served is told before a cluster is started for it.
         named = named or [_last_model(opened, loaded)]
         chosen = resolve(named, opened, loaded.base_dir, report)
+        engine = with_draft(loaded.config.engine, opened, loaded.base_dir)
         started_here = ensure_up(opened, loaded.config.cluster, report=report)
         try:
-            _serve(opened, loaded, chosen, detach, output, report)
+            _serve(opened, loaded, chosen, engine, detach, output, report)
         except BaseException:
             # Ctrl-C in the foreground, too: what this command started ends with it.
             if started_here:
@@ -97,6 +99,7 @@ def _serve(
     store: Store,
     loaded: Loaded,
     models: Sequence[ServedModel],
+    engine: EngineConfig,
     detach: bool,
     output: str,
     report: Report,
@@ -112,7 +115,7 @@ def _serve(
         endpoint = deploy(
             models,
             settings,
-            loaded.config.engine,
+            engine,
             cache_root=store.root / "engine",
             base_dir=loaded.base_dir,
             store_keys=store.root / FILE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from raylm.config.section import OUTSIDE_KEY, Section
 
@@ -18,6 +18,28 @@ class PromptLookup(Section):
     """Tokens guessed at a time."""
     ngram: int = Field(3, ge=1, le=16)
     """Tokens that must have been there before, in this order."""
+
+
+class DraftModel(Section):
+    """Let a small model with the same vocabulary guess, and the served one say what is right."""
+
+    kind: Literal["draft"]
+    """Where the guesses come from: another model, whose keys and values lie in the same cache."""
+    model: str
+    """An artifact (name, digest, or its start) or a Hugging Face folder."""
+    num_tokens: int = Field(4, ge=1, le=16)
+    """Tokens guessed at a time, at most."""
+
+
+def _kind_of(value: object) -> str:
+    found = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return found if found == "draft" else "prompt_lookup"
+
+
+Speculation = Annotated[
+    Annotated[PromptLookup, Tag("prompt_lookup")] | Annotated[DraftModel, Tag("draft")],
+    Discriminator(_kind_of),
+]
 
 
 class EngineConfig(Section):
@@ -35,9 +57,10 @@ class EngineConfig(Section):
     prefix_cache: bool = True
     """Keep keys and values of answered requests while there is room, for those that begin alike.
     The torch engine keeps none."""
-    speculation: PromptLookup | None = None
-    """Guess tokens and verify several in one step: faster where answers repeat their prompt or
-    themselves, at few requests at a time. The text stays the same. OpenVINO engine only."""
+    speculation: Speculation | None = None
+    """Guess tokens and verify several in one step, for as long as guesses are right often enough
+    to save time: where answers repeat their prompt or themselves (prompt_lookup), or where a small
+    model often says the same (draft). OpenVINO engine only."""
     max_batch_size: int = Field(64, ge=1, le=1024)
     """Sequences stepped together."""
     max_batch_tokens: int = Field(2048, ge=16)

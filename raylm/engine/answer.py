@@ -63,6 +63,11 @@ class Answer:
         return self.request.prompt_ids + self.request.emitted_ids
 
     @property
+    def num_left(self) -> int:
+        """Tokens that it may still get."""
+        return self.max_tokens - self.num_emitted
+
+    @property
     def num_scored(self) -> int:
         """Leading tokens of the prompt whose logits are wanted, for the token after each."""
         return len(self.request.prompt_ids) - 1 if self._wants_prompt else 0

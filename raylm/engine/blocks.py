@@ -108,7 +108,7 @@ class BlockManager:
             else:
                 self._cached[block] = None
         del sequence.blocks[:]
-        sequence.num_cached = 0
+        sequence.num_cached = sequence.num_drafted = 0
 
     def discard(self, sequence: Sequence) -> list[int]:
         """Take all blocks back when what they hold is not to be trusted: none is found again.

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from raylm.config.engine import EngineConfig
+from raylm.config.engine import DraftModel, EngineConfig, PromptLookup
 from raylm.engine.answer import Answer
 from raylm.engine.batch import token_batch
 from raylm.engine.blocks import BlockManager
 from raylm.engine.convert import ensure_ir, is_complete
-from raylm.engine.guess import look_up
+from raylm.engine.draft_folder import draft_ir
+from raylm.engine.drafter import Drafter
+from raylm.engine.guess import Guesser, Lookup
 from raylm.engine.job import Job
 from raylm.engine.local import LocalEngine
-from raylm.engine.paged_model import PagedModel, load_paged_model
+from raylm.engine.paged_model import PagedModel, compile_paged_model, num_blocks_in
 from raylm.engine.processor import choose_precision, processor_flags
 from raylm.engine.protocol import Capabilities, Chunk
 from raylm.engine.runner import StepResult, deadline_error, joined, taken
 from raylm.engine.sampler import Floats, sample
 from raylm.engine.scheduler import Scheduler, Slice, Step
 from raylm.engine.sequence import Sequence, new_sequence
+from raylm.engine.speculation import Speculation
 from raylm.engine.suspects import Suspects
 from raylm.errors import ModelError, RaylmError
 
@@ -35,10 +41,21 @@ log = logging.getLogger(__name__)
 
 
 class PagedRunner:
-    """Scheduler, paged model and sampler, one step at a time."""
+    """Scheduler, paged model and sampler, one step at a time.
 
-    def __init__(self, model: PagedModel, config: EngineConfig) -> None:
+    `clock` gives seconds, by which speculation tells what its guesses cost.
+    """
+
+    def __init__(
+        self,
+        model: PagedModel,
+        config: EngineConfig,
+        *,
+        draft: PagedModel | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._model = model
+        self._clock = clock
         self._blocks = BlockManager(
             model.num_blocks, model.block_size, prefix_cache=config.prefix_cache
         )
@@ -47,9 +64,10 @@ class PagedRunner:
             max_batch_size=config.max_batch_size,
             max_batch_tokens=config.max_batch_tokens,
         )
-        self._speculation = config.speculation
-        self.num_guessed_tokens = 0
-        self.num_confirmed_tokens = 0
+        self._speculation: Speculation | None = None
+        if config.speculation is not None:
+            guesser = _guesser(config, draft)
+            self._speculation = Speculation(guesser, self._scheduler, self._answer_of)
         self._suspects = Suspects()
         self._answers: dict[str, tuple[Sequence, Answer]] = {}
         self._in_step: list[Sequence] = []
@@ -89,6 +107,16 @@ class PagedRunner:
         """Those of them that were in the cache already."""
         return self._scheduler.num_found_tokens
 
+    @property
+    def num_guessed_tokens(self) -> int:
+        """Tokens that were guessed and computed to find out, so far."""
+        return 0 if self._speculation is None else self._speculation.num_guessed_tokens
+
+    @property
+    def num_confirmed_tokens(self) -> int:
+        """Those of them that were right."""
+        return 0 if self._speculation is None else self._speculation.num_confirmed_tokens
+
     def add(self, job: Job) -> None:
         """Queue an answer."""
         assert isinstance(job, Answer), "the engine only generates"
@@ -109,6 +137,7 @@ class PagedRunner:
         sequence, _ = self._answers.pop(request_id)
         self._scheduler.cancel(sequence)
         self._suspects.acquit([sequence])
+        self._forget(request_id)
 
     def step(self, now_s: float) -> StepResult:
         """Compute one step and sample from it."""
@@ -121,7 +150,9 @@ class PagedRunner:
         if not step.slices:
             return StepResult()
         self._in_step = [part.sequence for part in step.slices]
-        step = self._speculate(step)
+        if self._speculation is not None:
+            step = self._speculation.add(step)
+        began_s = self._clock()
         logits = self._score(step, self._model.forward(token_batch(step, self._model.block_size)))
         self._scheduler.advance(step)
         drawing = [part for part in step.slices if part.samples]
@@ -130,6 +161,8 @@ class PagedRunner:
         result = StepResult()
         for part, items in zip(drawing, self._draw(drawing, logits), strict=True):
             self._tell(part, items, result)
+        if self._speculation is not None:
+            self._speculation.took(step, self._clock() - began_s)
         return result
 
     def abandon(self) -> list[str] | None:
@@ -150,6 +183,8 @@ class PagedRunner:
     def close(self) -> None:
         """Free the model and its cache."""
         self._model.close()
+        if self._speculation is not None:
+            self._speculation.close()
 
     def _distrust(self, sequences: list[Sequence]) -> None:
         unused = [block for s in sequences for block in self._scheduler.distrust(s)]
@@ -162,17 +197,12 @@ class PagedRunner:
             answer.num_cached_tokens = min(sequence.num_found or 0, len(answer.request.prompt_ids))
             sequence.num_scored = 0
 
-    def _speculate(self, step: Step) -> Step:
-        settings = self._speculation
-        if settings is None:
-            return step
+    def _answer_of(self, sequence: Sequence) -> Answer:
+        return self._answers[sequence.id][1]
 
-        def guess(sequence: Sequence) -> list[int]:
-            _, answer = self._answers[sequence.id]
-            num_left = answer.max_tokens - answer.num_emitted
-            return look_up(sequence.token_ids, settings)[: num_left - 1]
-
-        return self._scheduler.speculate(step, guess)
+    def _forget(self, request_id: str) -> None:
+        if self._speculation is not None:
+            self._speculation.forget(request_id)
 
     def _draw(self, drawing: list[Slice], logits: Floats) -> list[list[Chunk | RaylmError]]:
         """What each sequence comes to, from its logits: one token more than guesses were right.
@@ -210,12 +240,13 @@ class PagedRunner:
         if chunks:
             chunk = joined(chunks)
             result.chunks.append(chunk)
+            if self._speculation is not None:  # while the tokens are still to come
+                self._speculation.note(part, chunk.token_ids)
             sequence.token_ids.extend(chunk.token_ids)
-            self.num_guessed_tokens += len(part.guessed)
-            self.num_confirmed_tokens += len(chunks) - 1
             if chunk.finish_reason is not None:
                 self._scheduler.finish(sequence)
                 del self._answers[answer.id]
+                self._forget(answer.id)
                 return
             self._scheduler.confirm(sequence, len(chunks) - 1)
         if isinstance(items[-1], RaylmError):
@@ -247,6 +278,14 @@ def _goes_on(item: Chunk | RaylmError, part: Slice, depth: int) -> bool:
     return item.token_ids[0] == part.guessed[depth]
 
 
+def _guesser(config: EngineConfig, draft: PagedModel | None) -> Guesser:
+    settings = config.speculation
+    if isinstance(settings, PromptLookup):
+        return Lookup(settings)
+    assert settings is not None and draft is not None, "open_ir has loaded it"
+    return Drafter(draft, num_tokens=settings.num_tokens, max_batch_tokens=config.max_batch_tokens)
+
+
 def load_openvino(
     model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
 ) -> LocalEngine:
@@ -259,21 +298,33 @@ def load_openvino(
         ConfigError: the key-value cache has no room for a single block.
     """
     converted = (model_dir / "engine.json").is_file()
-    return open_ir(model_dir if converted else ensure_ir(model_dir, cache_root, digest), config)
+    ir_dir = model_dir if converted else ensure_ir(model_dir, cache_root, digest)
+    if not isinstance(config.speculation, DraftModel):
+        return open_ir(ir_dir, config)
+    return open_ir(ir_dir, config, draft_dir=draft_ir(config.speculation, ir_dir, cache_root))
 
 
-def open_ir(ir_dir: Path, config: EngineConfig) -> LocalEngine:
-    """Start the engine from a folder that `raylm.engine.convert` made."""
-    if not is_complete(ir_dir):
-        raise ModelError(
-            f"{ir_dir} is altered or half there", code="damaged-ir", hint="convert the model again"
-        )
-    facts = json.loads((ir_dir / "engine.json").read_text())
+def open_ir(ir_dir: Path, config: EngineConfig, *, draft_dir: Path | None = None) -> LocalEngine:
+    """Start the engine from a folder that `raylm.engine.convert` made.
+
+    `draft_dir` is another one, of the model that `config.speculation` names.
+    """
+    facts = _facts(ir_dir)
     precision = choose_precision(config, processor_flags())
     log.info("openvino: %s arithmetic, %s cache", precision.arithmetic, precision.kv_cache)
-    model = load_paged_model(
-        ir_dir / "model.xml", config, precision, sliding_window=facts["sliding_window"]
-    )
+    compiled = [
+        compile_paged_model(
+            folder / "model.xml",
+            config,
+            precision,
+            sliding_window=_facts(folder)["sliding_window"],
+        )
+        for folder in (ir_dir, draft_dir)
+        if folder is not None
+    ]
+    # A draft's keys and values lie in blocks of the same numbers.
+    num_blocks = num_blocks_in(config.kv_cache_bytes, sum(one.block_bytes for one in compiled))
+    model, *drafts = (one.with_cache(num_blocks) for one in compiled)
     limit = min(facts["max_context_tokens"], model.num_blocks * model.block_size)
     capabilities = Capabilities(
         engine="openvino",
@@ -284,4 +335,14 @@ def open_ir(ir_dir: Path, config: EngineConfig) -> LocalEngine:
         weights=facts["weights"],
     )
     tokenizer = Tokenizer.from_file(str(ir_dir / "tokenizer.json"))
-    return LocalEngine(PagedRunner(model, config), tokenizer, capabilities, config)
+    runner = PagedRunner(model, config, draft=drafts[0] if drafts else None)
+    return LocalEngine(runner, tokenizer, capabilities, config)
+
+
+def _facts(ir_dir: Path) -> dict[str, Any]:
+    if not is_complete(ir_dir):
+        raise ModelError(
+            f"{ir_dir} is altered or half there", code="damaged-ir", hint="convert the model again"
+        )
+    facts: dict[str, Any] = json.loads((ir_dir / "engine.json").read_text())
+    return facts

@@ -88,40 +88,63 @@ class PagedModel:
         self._caches.clear()
 
 
-def load_paged_model(
+@dataclass(frozen=True, slots=True)
+class CompiledModel:
+    """A model that has no memory for keys and values yet."""
+
+    compiled: ov.CompiledModel
+    block_bytes: int
+    """Memory of one block's keys and values, in all layers."""
+
+    def with_cache(self, num_blocks: int) -> PagedModel:
+        """The model with so many blocks."""
+        request = self.compiled.create_infer_request()
+        tensors = []
+        for port in _cache_ports(self.compiled):
+            shape = [num_blocks, *(int(size.get_length()) for size in list(port.partial_shape)[1:])]
+            tensor = ov.Tensor(port.element_type, shape)
+            # Unwritten memory may hold NaNs, which would pass through a masked product.
+            tensor.data[:] = 0
+            request.set_tensor(port.any_name, tensor)
+            tensors.append(tensor)
+        log.info("%d blocks of %d bytes", num_blocks, self.block_bytes)
+        return PagedModel(request, tensors, num_blocks)
+
+
+def compile_paged_model(
     xml: Path, config: EngineConfig, precision: Precision, *, sliding_window: int = 0
-) -> PagedModel:
+) -> CompiledModel:
     """Read, transform and compile an IR; about a second for small models.
 
     Raises:
         ModelError: a layer's attention did not become paged attention.
-        ConfigError: the cache's memory does not hold a single block.
     """
     core = ov.Core()
     model = core.read_model(xml)
     _to_paged_attention(model, sliding_window)
     _gather_rows(model)
     compiled = core.compile_model(model, "CPU", _properties(config, precision))
-    caches = [port for port in compiled.inputs if "_cache." in port.any_name]
-    block_bytes = sum(_block_bytes(port) for port in caches)
-    num_blocks = config.kv_cache_bytes // block_bytes
+    log.info("compiled %s: %s", xml, precision)
+    return CompiledModel(compiled, sum(_block_bytes(port) for port in _cache_ports(compiled)))
+
+
+def num_blocks_in(kv_cache_bytes: int, block_bytes: int) -> int:
+    """Blocks that the configured memory holds.
+
+    Raises:
+        ConfigError: not a single one.
+    """
+    num_blocks = kv_cache_bytes // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"engine.kv_cache_bytes={config.kv_cache_bytes} is less than one block of "
-            f"{block_bytes} bytes",
+            f"engine.kv_cache_bytes={kv_cache_bytes} is less than one block of {block_bytes} bytes",
             code="kv-cache-too-small",
         )
-    request = compiled.create_infer_request()
-    tensors = []
-    for port in caches:
-        shape = [num_blocks, *(int(size.get_length()) for size in list(port.partial_shape)[1:])]
-        tensor = ov.Tensor(port.element_type, shape)
-        # Unwritten memory may hold NaNs, which would pass through a masked product.
-        tensor.data[:] = 0
-        request.set_tensor(port.any_name, tensor)
-        tensors.append(tensor)
-    log.info("compiled %s: %s, %d blocks of %d bytes", xml, precision, num_blocks, block_bytes)
-    return PagedModel(request, tensors, num_blocks)
+    return num_blocks
+
+
+def _cache_ports(compiled: ov.CompiledModel) -> list[Any]:
+    return [port for port in compiled.inputs if "_cache." in port.any_name]
 
 
 def _to_paged_attention(model: ov.Model, sliding_window: int) -> None:

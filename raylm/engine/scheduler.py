@@ -5,14 +5,16 @@ token budget with prompts, cut in chunks where they do not fit (Orca, OSDI 2022;
 prefill, arXiv:2308.16369). When blocks run out, the sequence that came last gives its blocks
 back and is computed anew, prompt and emitted tokens, once there is room. A newcomer of higher
 priority goes before the prompts of lower ones, and takes their places and blocks if it must.
+Those in the background are held back while others are there (raylm/engine/background.py).
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from raylm.engine.background import background_tokens
 from raylm.engine.blocks import BlockManager
 from raylm.engine.sequence import Sequence
 
@@ -42,6 +44,11 @@ class Slice:
         return self.start + self.count == len(self.sequence.token_ids)
 
     @property
+    def can_guess(self) -> bool:
+        """Whether guessed tokens may follow."""
+        return self.samples and not self.scores
+
+    @property
     def scores(self) -> bool:
         """Whether the logits of all of them are wanted."""
         return self.start < self.sequence.num_scored
@@ -54,30 +61,54 @@ class Step:
     slices: list[Slice]
     expired: list[Sequence]
 
+    @property
+    def num_computed(self) -> int:
+        """Tokens that the model computes."""
+        return sum(part.num_computed for part in self.slices)
+
+    def guessing(self, guessed: Mapping[str, Iterable[int]]) -> Step:
+        """The step with guessed tokens behind sequences, by their ids."""
+        slices = [
+            replace(part, guessed=tuple(guessed[part.sequence.id]))
+            if part.sequence.id in guessed
+            else part
+            for part in self.slices
+        ]
+        return Step(slices, self.expired)
+
 
 @dataclass(slots=True)
 class _Draft:
     """A step in the making: what is left of its budgets, and the slices by sequence."""
 
     num_tokens: int
+    num_background: int
     num_scored: int = MAX_SCORED_ROWS
     slices: dict[str, Slice] = field(default_factory=dict)
 
     def add(self, sequence: Sequence) -> None:
         """As many of the sequence's tokens as the budgets allow; it may be none."""
-        count = min(sequence.num_pending, self.num_tokens)
+        count = min(sequence.num_pending, self.left_for(sequence))
         if sequence.num_cached < sequence.num_scored:
             count = min(count, self.num_scored)
             self.num_scored -= count
         if count:
             self.num_tokens -= count
+            self.num_background -= count if sequence.is_background else 0
             self.slices[sequence.id] = Slice(sequence, sequence.num_cached, count)
+
+    def left_for(self, sequence: Sequence) -> int:
+        """Tokens that there may be of a sequence that has none in it yet."""
+        if sequence.is_background:
+            return min(self.num_tokens, self.num_background)
+        return self.num_tokens
 
     def drop(self, sequence: Sequence) -> None:
         """Without this sequence after all."""
         part = self.slices.pop(sequence.id, None)
         if part is not None:
             self.num_tokens += part.count
+            self.num_background += part.count if sequence.is_background else 0
             self.num_scored += part.count if part.scores else 0
 
 
@@ -96,6 +127,7 @@ class Scheduler:
         self.num_queried_tokens = 0
         self.num_found_tokens = 0
         self._num_arrived = 0
+        self._num_held = 0  # steps since the background had any of it
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind those of its priority."""
@@ -109,13 +141,15 @@ class Scheduler:
         With `only`, all others wait, and what they hold can be had.
         """
         expired = self._drop_expired(now_s)
-        draft = _Draft(self.max_batch_tokens)
+        draft = _Draft(self.max_batch_tokens, self.max_batch_tokens if only else self._background())
         if only:
             for sequence in [s for s in self.running if s not in only]:
                 self._preempt(sequence, draft)
         # Decoding first, so that a long prompt never holds up those who are being answered.
         prompts = []
         for sequence in list(self.running):
+            if not draft.left_for(sequence):
+                continue
             if sequence.num_pending > 1:
                 prompts.append(sequence)
             elif self._make_room(sequence, draft):
@@ -123,7 +157,7 @@ class Scheduler:
         prompts.reverse()
         admits = True
         while draft.num_tokens and (prompts or admits):
-            newcomer = self._next_waiting(only) if admits else None
+            newcomer = self._next_waiting(only, draft) if admits else None
             if prompts and (newcomer is None or newcomer.priority <= prompts[-1].priority):
                 prompt = prompts.pop()
                 if self._make_room(prompt, draft):
@@ -132,23 +166,23 @@ class Scheduler:
                 admits = newcomer is not None and self._admit(newcomer, draft)
         return Step(list(draft.slices.values()), expired)
 
-    def speculate(self, step: Step, guess: Callable[[Sequence], list[int]]) -> Step:
-        """The step with guessed tokens behind each sequence that samples.
+    def reserve(self, step: Step, wanted: Mapping[str, int]) -> list[tuple[Sequence, int]]:
+        """Room for guessed tokens behind sequences of a step that sample, by their ids.
 
         Only what is left of the budget and of the blocks goes to them: nobody waits or gives
         up anything for a guess.
         """
         num_left = self.max_batch_tokens - sum(part.count for part in step.slices)
-        slices = []
+        granted = []
         for part in step.slices:
-            if num_left and part.samples and not part.scores:
-                sequence, guessed = part.sequence, guess(part.sequence)[:num_left]
-                num_tokens = len(sequence.token_ids) + len(guessed)
-                if self.blocks.allocate(sequence, num_tokens, num_spare=len(self.running)):
-                    part = replace(part, guessed=tuple(guessed))
-                    num_left -= len(guessed)
-            slices.append(part)
-        return Step(slices, step.expired)
+            count = min(num_left, wanted.get(part.sequence.id, 0))
+            if not (count and part.can_guess):
+                continue
+            num_tokens = len(part.sequence.token_ids) + count
+            if self.blocks.allocate(part.sequence, num_tokens, num_spare=len(self.running)):
+                granted.append((part.sequence, count))
+                num_left -= count
+        return granted
 
     def advance(self, step: Step) -> None:
         """Note that a step's tokens are in the cache; call before the new ones are appended."""
@@ -205,8 +239,16 @@ class Scheduler:
             self.waiting.remove(sequence)
         return late
 
-    def _next_waiting(self, only: Collection[Sequence]) -> Sequence | None:
-        return next((s for s in self.waiting if not only or s in only), None)
+    def _next_waiting(self, only: Collection[Sequence], draft: _Draft) -> Sequence | None:
+        found = next((s for s in self.waiting if not only or s in only), None)
+        return found if found is not None and draft.left_for(found) else None
+
+    def _background(self) -> int:
+        # By rank: if the first of them is in the background, all are.
+        has_others = any(not s[0].is_background for s in (self.running, self.waiting) if s)
+        room = background_tokens(has_others=has_others, num_held=self._num_held)
+        self._num_held = 0 if room else self._num_held + 1
+        return room
 
     def _admit(self, sequence: Sequence, draft: _Draft) -> bool:
         """Let a waiting sequence run, in place of some of lower priority if need be."""

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from raylm.engine.background import PRIORITY
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -22,6 +24,8 @@ class Sequence:
     """Leading tokens whose logits are all wanted, so that none may come from the cache."""
     num_cached: int = 0
     """Leading tokens whose keys and values are in the cache."""
+    num_drafted: int = 0
+    """Leading tokens whose keys and values the draft model has in the same blocks."""
     num_found: int | None = None
     """Leading tokens that were in the cache already when it was first admitted."""
     blocks: array[int] = field(default_factory=lambda: array("i"))
@@ -35,6 +39,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that the model has not seen yet: one when decoding, more in prefill."""
         return len(self.token_ids) - self.num_cached
+
+    @property
+    def is_background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.priority <= PRIORITY
 
     @property
     def rank(self) -> tuple[int, int]:

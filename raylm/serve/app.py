@@ -62,7 +62,7 @@ def deploy(
     check_names(models)
     path = key_file(config, base_dir or Path.cwd(), store_keys)
     keys = keys_for(config, path)
-    prepare(models, engine, cache_root=cache_root, report=report)
+    engine = prepare(models, engine, cache_root=cache_root, report=report)
     wait_room(models, config, is_running=APP in serve.status().applications)
     is_new = APP not in serve.status().applications
     host, port = _listen(config)

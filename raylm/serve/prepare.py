@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raylm.artifact import Artifact, hash_tree
-from raylm.config.engine import EngineConfig
+from raylm.config.engine import DraftModel, EngineConfig
 from raylm.engine.convert import ensure_ir
+from raylm.engine.draft_folder import draft_ir
 from raylm.engine.load import why_not_openvino
 from raylm.model.folder import check_folder, tokenizer_files
 from raylm.progress import Report, Tick, silent
@@ -46,12 +47,16 @@ def prepare(
     *,
     cache_root: Path,
     report: Report = silent,
-) -> None:
+) -> EngineConfig:
     """Check the models and make what their engine needs; takes seconds to minutes, once.
+
+    Returns the configuration that replicas get: a draft model is its converted folder there.
 
     Raises:
         ModelError: a folder cannot be served, with the reason.
+        ConfigError: a draft model does not go with one of the models.
     """
+    speculation = config.speculation
     for model in models:
         check_folder(model.path)
         tokenizer_files(model.path)
@@ -61,3 +66,9 @@ def prepare(
         if wants_openvino:
             report(Tick("serve", f"preparing {model.name} for the engine"))
             ensure_ir(model.path, cache_root, model.digest)
+        if isinstance(speculation, DraftModel):
+            ir = draft_ir(speculation, model.path, cache_root)
+            config = config.model_copy(
+                update={"speculation": speculation.model_copy(update={"model": str(ir)})}
+            )
+    return config

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raylm.artifact import Artifact, hash_file
+from raylm.config.engine import DraftModel, EngineConfig
 from raylm.config.serve import VariantConfig, VariantsConfig
 from raylm.engine.adapter import CONFIG, WEIGHTS, check_base_name, read_adapter_config
 from raylm.engine.apart import run_apart
@@ -77,6 +78,19 @@ def find(ref: str, store: Store, base_dir: Path) -> Found:
         ref = folder.name
     artifact = store.resolve(ref, "model")
     return Found(served_artifact(artifact), artifact)
+
+
+def with_draft(engine: EngineConfig, store: Store, base_dir: Path) -> EngineConfig:
+    """How engines run, with the folder of a draft model instead of its name.
+
+    Raises:
+        ArtifactError, ModelError: there is no such model, as in `find`.
+    """
+    if not isinstance(engine.speculation, DraftModel):
+        return engine
+    folder = find(engine.speculation.model, store, base_dir).model.path
+    draft = engine.speculation.model_copy(update={"model": str(folder)})
+    return engine.model_copy(update={"speculation": draft})
 
 
 def _variant(

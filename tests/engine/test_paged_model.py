@@ -3,7 +3,7 @@ import pytest
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.convert import ensure_ir
-from raylm.engine.paged_model import TokenBatch, load_paged_model
+from raylm.engine.paged_model import TokenBatch, compile_paged_model, num_blocks_in
 from raylm.engine.processor import Precision
 from raylm.errors import ModelError
 
@@ -14,6 +14,11 @@ EXACT = Precision("f32", "f32")
 @pytest.fixture(scope="module")
 def xml(llama, cache_root):
     return ensure_ir(llama, cache_root, llama.name) / "model.xml"
+
+
+def load(xml, precision):
+    compiled = compile_paged_model(xml, CONFIG, precision)
+    return compiled.with_cache(num_blocks_in(CONFIG.kv_cache_bytes, compiled.block_bytes))
 
 
 def one_sequence(ids, begin, end, blocks, rows):
@@ -33,7 +38,7 @@ def test_logits_equal_transformers_in_chunks_and_scattered_blocks(llama, xml):
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = load_paged_model(xml, CONFIG, EXACT)
+    model = load(xml, EXACT)
     assert (model.num_blocks, model.block_size) == (64, 32)
     ids = np.random.default_rng(0).integers(2, 400, 80)
     with torch.no_grad():
@@ -50,7 +55,7 @@ def test_logits_equal_transformers_in_chunks_and_scattered_blocks(llama, xml):
 
 
 def test_a_u8_cache_has_more_blocks_and_close_logits(xml):
-    exact, small = (load_paged_model(xml, CONFIG, Precision("f32", kv)) for kv in ("f32", "u8"))
+    exact, small = (load(xml, Precision("f32", kv)) for kv in ("f32", "u8"))
     assert small.num_blocks > 2 * exact.num_blocks
     ids = np.random.default_rng(1).integers(2, 400, 60)
     batch = one_sequence(ids, 0, 60, [2, 5], range(60))
@@ -60,7 +65,7 @@ def test_a_u8_cache_has_more_blocks_and_close_logits(xml):
 
 @pytest.mark.parametrize("kv_cache", ["f32", "u8"])
 def test_scrubbed_blocks_are_zero_and_others_as_they_were(xml, kv_cache):
-    model = load_paged_model(xml, CONFIG, Precision("f32", kv_cache))
+    model = load(xml, Precision("f32", kv_cache))
     for cache in model._caches:
         cache.data[:] = 7
     model.scrub([3, 0, 40])
@@ -81,4 +86,4 @@ def test_a_graph_without_attention_is_refused(tmp_path):
     path = tmp_path / "model.xml"
     ov.save_model(ov.Model([ops.relu(x)], [x], "none"), path)
     with pytest.raises((ModelError, RuntimeError)):
-        load_paged_model(path, CONFIG, EXACT)
+        load(path, EXACT)

@@ -4,6 +4,7 @@ The model reads those tokens back from its blocks, so that one wrong block chang
 """
 
 import hashlib
+import itertools
 import math
 import random
 from itertools import pairwise
@@ -43,11 +44,13 @@ def answer_to(prompt, count, follow=next_token):
 class Model:
     """A bomb that goes off leaves garbage in whatever its step would have written."""
 
+    bombs = True
+
     def __init__(self, num_blocks=16, block_size=4, follow=next_token):
         self.follow = follow
         self.num_blocks, self.block_size = num_blocks, block_size
         self.memory = np.full((num_blocks, block_size), GARBAGE)
-        self.num_failures = self.num_computed = 0
+        self.num_failures = self.num_computed = self.num_passes = 0
         self.always_fails = False
         self.scrubbed = []
 
@@ -64,7 +67,7 @@ class Model:
             written += [(b, past, len(new)) for b in [blocks]]
             tokens = held[: past + len(new)].tolist()
             assert GARBAGE not in tokens
-            fails |= tokens[0] == BOMB and len(tokens) >= 12
+            fails |= self.bombs and tokens[0] == BOMB and len(tokens) >= 12
             for offset in range(len(new)):
                 seen = tokens[: past + offset + 1]
                 logits[begins[index] + offset, self.follow(seen)] = np.nan if BAD in seen else 5.0
@@ -77,6 +80,7 @@ class Model:
                     )
             raise ValueError("a bomb")
         self.num_computed += len(batch.token_ids)
+        self.num_passes += 1
         return logits[batch.rows]
 
     def scrub(self, blocks):
@@ -87,12 +91,23 @@ class Model:
         pass
 
 
+class Draft(Model):
+    """The same, in memory of its own, and it never raises: its guesses are right where its memory
+    holds what it should."""
+
+    bombs = False
+
+
 class Client:
     """Steps a runner as the loop does, and keeps what comes out, by request."""
 
-    def __init__(self, tokenizer, model, **config):
+    def __init__(self, tokenizer, model, draft=None, **config):
         self.tokenizer, self.model = tokenizer, model
-        self.runner = PagedRunner(model, EngineConfig(**config))
+        # By this clock every step takes a second, so that no guess costs anything.
+        clock = itertools.count().__next__
+        self.runner = PagedRunner(model, EngineConfig(**config), draft=draft, clock=clock)
+        if draft is not None:
+            self.runner._speculation._guesser._clock = lambda: 0.0
         self.chunks, self.errors, self.ended = {}, {}, set()
 
     def add(
@@ -136,9 +151,12 @@ class Client:
 
 @pytest.fixture
 def make(tokenizer):
-    def make(num_blocks=16, follow=next_token, **config):
+    def make(num_blocks=16, follow=next_token, draft=None, **config):
         model = Model(num_blocks, follow=follow)
-        return Client(tokenizer, model, **{"max_batch_tokens": 64, **config})
+        if draft is not None:
+            config["speculation"] = {"kind": "draft", "model": "small", "num_tokens": draft}
+            draft = Draft(num_blocks, follow=follow)
+        return Client(tokenizer, model, draft, **{"max_batch_tokens": 64, **config})
 
     return make
 
@@ -402,16 +420,17 @@ def test_sampling_that_fails_behind_a_guess_leaves_what_was_drawn_before(make, m
     assert client.ids("a") == [7] * 9 and not client.errors
 
 
-@pytest.mark.parametrize("speculates", [False, True])
+@pytest.mark.parametrize("speculates", [None, "prompt_lookup", "draft"])
 @pytest.mark.parametrize("seed", range(12))
 def test_random_traffic_with_bombs_gives_every_other_answer_in_full(make, seed, speculates):
     rng = random.Random(seed)
     follow, speculation = next_token, None
-    if speculates:
+    if speculates == "prompt_lookup":
         follow, speculation = parrot, {"num_tokens": 1 + seed % 6, "ngram": 1 + seed % 3}
     client = make(
         follow=follow,
         speculation=speculation,
+        draft=1 + seed % 6 if speculates == "draft" else None,
         num_blocks=rng.randint(12, 30),
         max_batch_size=rng.randint(1, 8),
         max_batch_tokens=rng.randint(16, 40),
@@ -448,5 +467,96 @@ def test_random_traffic_with_bombs_gives_every_other_answer_in_full(make, seed, 
         elif len(prompt) + count > 12:
             assert isinstance(client.errors[id], ValueError)
     assert not any(id.startswith("good") for id in client.errors)
-    assert (client.runner.num_confirmed_tokens > 0) == speculates
+    assert (client.runner.num_confirmed_tokens > 0) == (speculates is not None)
     assert client.runner.num_free_blocks == client.model.num_blocks
+
+
+def test_a_draft_that_says_the_same_is_always_right(make):
+    client = make(num_blocks=64, draft=4)
+    prompts = [range(10), range(3, 30), [7]]
+    for id, prompt in zip("abc", prompts, strict=True):
+        client.add(id, prompt, max_tokens=40)
+    num_steps = 0
+    while client.runner.num_running or client.runner.num_waiting:
+        client.step()
+        num_steps += 1
+    for id, prompt in zip("abc", prompts, strict=True):
+        assert client.ids(id) == answer_to(prompt, 40)
+    runner = client.runner
+    assert runner.num_confirmed_tokens == runner.num_guessed_tokens > 80
+    assert num_steps < 15
+
+
+def test_what_the_draft_has_read_of_a_prefix_is_not_read_again(make):
+    client = make(num_blocks=64, draft=4)
+    draft = client.runner._speculation._guesser._model
+    client.add("a", range(40), max_tokens=9)
+    client.run()
+    whole, before = [*range(40), *answer_to(range(40), 9)], draft.num_computed
+    assert before < 40 + 9
+    client.add("b", whole, max_tokens=2)
+    client.run()
+    assert client.chunks["b"][0].num_cached_tokens == 44
+    assert draft.num_computed - before <= 9
+    assert client.runner.num_confirmed_tokens == client.runner.num_guessed_tokens
+
+
+def test_a_draft_catches_up_where_nothing_was_asked_of_it(make):
+    client = make(num_blocks=64, draft=3, max_batch_tokens=16)
+    client.runner._speculation._guesser.offer = lambda sequence, most: 0
+    client.add("a", range(20), max_tokens=60)
+    for _ in range(12):
+        client.step()
+    assert client.runner.num_guessed_tokens == 0
+    del client.runner._speculation._guesser.offer
+    client.run()
+    assert client.ids("a") == answer_to(range(20), 60)
+    assert client.runner.num_confirmed_tokens == client.runner.num_guessed_tokens > 30
+
+
+def test_a_draft_that_breaks_is_switched_off(make, caplog):
+    client = make(num_blocks=64, draft=3)
+    client.runner._speculation._guesser._model.forward = None
+    client.add("a", range(20), max_tokens=9)
+    client.run()
+    assert client.ids("a") == answer_to(range(20), 9) and not client.errors
+    assert caplog.text.count("guessing failed and is switched off") == 1
+
+
+@pytest.mark.parametrize("guesser", ["prompt_lookup", "draft"])
+@pytest.mark.parametrize("share_right", [0.0, 0.1, 1.0])
+def test_guessing_stops_where_it_fails_and_goes_on_where_it_does_not(make, guesser, share_right):
+    """A guessed token takes 0.4 of a step, and a draft's pass 0.1."""
+
+    def follow(tokens):
+        drawn = next_token(tokens)
+        return 40 if drawn < 50 * share_right else drawn
+
+    settings = {"speculation": {"num_tokens": 4, "ngram": 1}}
+    client = make(
+        num_blocks=256, follow=follow, **(settings if guesser != "draft" else {"draft": 4})
+    )
+    guess = client.runner._speculation._guesser
+    model = client.model
+    if guesser == "draft":
+        guess._model.follow = lambda tokens: 40
+        guess._clock = lambda: guess._model.num_passes * 0.1
+
+    def clock():
+        return model.num_passes * 0.6 + model.num_computed * 0.4
+
+    client.runner._clock = clock
+    client.add("a", [40, 40, 40, 40], max_tokens=400)
+    client.step()
+    began_s, num_computed = clock(), model.num_computed
+    client.run()
+    assert client.ids("a") == answer_to([40, 40, 40, 40], 400, follow)
+    took_s = clock() - began_s
+    if guesser == "draft":
+        took_s += guess._clock()
+    speed_up = 399 / took_s
+    if share_right == 1.0:
+        assert speed_up > (1.55 if guesser == "draft" else 1.8)
+    else:
+        assert speed_up > 0.97
+        assert model.num_computed - num_computed < 430

@@ -348,15 +348,18 @@ def test_random_traffic_keeps_every_invariant(seed, prefix_cache):
     assert (scheduler.num_found_tokens > 0) is prefix_cache
 
 
-def guesses(*wanted):
-    return lambda sequence: list(wanted)
+def speculate(scheduler, step, *guess):
+    """The step with this guess behind every sequence that there is room for."""
+    wanted = {part.sequence.id: len(guess) for part in step.slices}
+    granted = scheduler.reserve(step, wanted)
+    return step.guessing({sequence.id: guess[:count] for sequence, count in granted})
 
 
 def test_guesses_take_what_is_left_of_the_budget():
     scheduler = make(max_batch_tokens=10)
     for id in "abc":
         scheduler.add(new_sequence(id, range(2)))
-    step = scheduler.speculate(scheduler.schedule(0.0), guesses(7, 8, 9))
+    step = speculate(scheduler, scheduler.schedule(0.0), 7, 8, 9)
     assert [(s.count, s.guessed, s.num_computed) for s in step.slices] == [
         (2, (7, 8, 9), 5),
         (2, (7,), 3),
@@ -372,7 +375,7 @@ def test_a_guess_takes_no_block_that_another_may_need():
             step = scheduler.schedule(0.0)
             scheduler.advance(step)
         step = Step([Slice(scheduler.running[0], 3, 1)], [])
-        (part,) = scheduler.speculate(step, guesses(7, 8)).slices
+        (part,) = speculate(scheduler, step, 7, 8).slices
         assert part.guessed == expected
         assert scheduler.blocks.num_free == num_blocks - 2 - bool(expected)
 
@@ -384,14 +387,14 @@ def test_prompts_in_the_middle_and_scored_ones_are_not_guessed_for():
     step = scheduler.schedule(0.0)
     assert [part.count for part in step.slices] == [6, 10]
     scheduler.max_batch_tokens = 64
-    assert scheduler.speculate(step, guesses(7)) == step
+    assert speculate(scheduler, step, 7) == step
 
 
 def test_confirmed_tokens_are_cached_and_their_full_blocks_can_be_found():
     scheduler = make(prefix_cache=True)
     sequence = new_sequence("a", range(6))
     scheduler.add(sequence)
-    step = scheduler.speculate(scheduler.schedule(0.0), guesses(6, 7, 8))
+    step = speculate(scheduler, scheduler.schedule(0.0), 6, 7, 8)
     scheduler.advance(step)
     sequence.token_ids.extend([6, 7, 40])  # 8 was wrong
     scheduler.confirm(sequence, 2)

@@ -1,6 +1,7 @@
 """Speculation over real models: the same answers, f32, as without it."""
 
 import asyncio
+import itertools
 import random
 
 import numpy as np
@@ -23,6 +24,8 @@ def start(cache_root):
     def start(folder, **changes):
         config = EngineConfig(**{**EXACT.model_dump(), **changes})
         engines.append(load(folder, config, cache_root=cache_root, digest=folder.name))
+        # By this clock no guess costs anything, so that figures do not hang on the machine.
+        engines[-1]._loop._runner._clock = itertools.count().__next__
         return engines[-1]
 
     yield start

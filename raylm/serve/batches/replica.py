@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from ray import serve
 
 from raylm.config.serve import ServeConfig
+from raylm.engine import background
 from raylm.serve.batches.executor import Executor
 from raylm.serve.catalog import ServedModel
 from raylm.serve.endpoints import Gateway
@@ -21,7 +22,7 @@ from raylm.serve.metrics import GatewayMetrics
 from raylm.serve.readiness import Readiness
 from raylm.serve.turns import Turns
 
-BATCH_PRIORITY = -1000
+BATCH_PRIORITY = background.PRIORITY
 """In the engines: below every request that somebody waits for."""
 
 
