@@ -23,8 +23,7 @@ def vllm_actor(options: dict[str, Any], engine: EngineConfig) -> dict[str, Any]:
     if "PYTHONPATH" in os.environ:
         variables = variables | {"PYTHONPATH": os.environ["PYTHONPATH"]}
     changed = options | {
-        "runtime_env": runtime_env
-        | {"py_executable": engine.vllm.python, "env_vars": variables}
+        "runtime_env": runtime_env | {"py_executable": engine.vllm.python, "env_vars": variables}
     }
     # Of several GPUs, a placement group has the rest; see `placement`.
     return changed | ({"num_gpus": 1} if _num_gpus(engine) == 1 else {})

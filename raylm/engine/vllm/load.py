@@ -13,9 +13,9 @@ from raylm.config.engine import EngineConfig
 from raylm.engine.decoder import eos_token_ids
 from raylm.engine.local import LocalEngine
 from raylm.engine.protocol import Capabilities
+from raylm.engine.quantized import stored_precision
 from raylm.engine.vllm.arguments import engine_arguments, environment
 from raylm.engine.weights import open_checkpoint
-from raylm.engine.quantized import stored_precision
 from raylm.errors import ConfigError, HostError, ModelError
 from raylm.model.folder import check_folder, tokenizer_files
 

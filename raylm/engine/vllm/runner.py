@@ -197,16 +197,12 @@ class VllmRunner:
         self._begun.discard(request_id)
 
 
-def _logprob(
-    answer: Answer, token_id: int, found: Mapping[int, Any] | None
-) -> TokenLogprob | None:
+def _logprob(answer: Answer, token_id: int, found: Mapping[int, Any] | None) -> TokenLogprob | None:
     num_top = answer.request.sampling.num_logprobs
     return None if found is None or num_top is None else _entry(token_id, found, num_top)
 
 
-def _of_prompt(
-    answer: Answer, found: Sequence[Mapping[int, Any] | None]
-) -> list[TokenLogprob]:
+def _of_prompt(answer: Answer, found: Sequence[Mapping[int, Any] | None]) -> list[TokenLogprob]:
     """Logprobs of the prompt's tokens but the first, which nothing comes before."""
     prompt, num_top = answer.request.prompt_ids, answer.request.sampling.num_prompt_logprobs or 0
     return [
