@@ -41,7 +41,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_peers import SHAPES, random_model
-from gguf import write_gguf
+from llama_gguf import write_gguf
 from peer_servers import HERE, LLAMA_CPP, PYTHON, THREADS, Server, llama_cpp, rayllm, raylm
 
 from raylm.bench.run import run
