@@ -7,10 +7,13 @@ health, failover) is as for any other replica.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from raylm.config.engine import EngineConfig
+from raylm.config.serve import ServeConfig
 from raylm.engine.load import takes_vllm
+from raylm.errors import HostError
 from raylm.serve.catalog import ServedModel
 
 
@@ -36,12 +39,32 @@ def placement(model: ServedModel, engine: EngineConfig, num_cpus: float) -> dict
     """
     if not takes_vllm(model.path, engine) or _num_gpus(engine) < 2:
         return {}
-    workers = [{"GPU": 1.0, "CPU": 1.0}] * _num_gpus(engine)
+    workers = [{"GPU": 1.0}] * _num_gpus(engine)
     return {
         "placement_group_bundles": [{"CPU": num_cpus}, *workers],
         # On one node where they fit: tensor parallelism is chatty.
         "placement_group_strategy": "PACK",
     }
+
+
+def check_gpus(
+    models: Sequence[ServedModel], config: ServeConfig, engine: EngineConfig, cluster_gpus: float
+) -> None:
+    """See that the GPUs suffice, since Ray would wait for them without a word.
+
+    Raises:
+        HostError: they do not, with both figures.
+    """
+    taking = [model for model in models if takes_vllm(model.path, engine)]
+    needed = len(taking) * config.min_replicas * _num_gpus(engine)
+    if needed > cluster_gpus:
+        raise HostError(
+            f"serving needs {needed} GPUs ({len(taking)} models x {config.min_replicas} replicas x "
+            f"{_num_gpus(engine)}), and the cluster has {cluster_gpus:g}",
+            code="not-enough-gpus",
+            hint="lower serve.replicas or engine.vllm.tensor_parallel; or take engine.kind "
+            "openvino, or engine.vllm.device cpu",
+        )
 
 
 def _num_gpus(engine: EngineConfig) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -211,3 +213,30 @@ def test_an_interpreter_that_cannot_join_the_cluster_is_refused(has, says):
     with pytest.raises(ConfigError) as error:
         check("p", found, own_python="3.11", own_ray="2.60.0")
     assert says in error.value.message
+
+
+_PARENT = """
+import subprocess, sys, time
+from raylm.engine.vllm.orphans import Guard
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+guard = Guard([child.pid])
+print(child.pid, flush=True)
+if sys.argv[1] == "close":
+    guard.close()
+    child.wait(60)
+else:
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ends", ["killed", "close"])
+def test_what_vllm_started_ends_with_its_replica(ends):
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, ends], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    if ends == "killed":
+        parent.kill()
+    assert parent.wait(60) == (-9 if ends == "killed" else 0)
+    gone, _ = psutil.wait_procs([child], timeout=60)
+    parent.stdout.close()
+    assert gone == [child]

@@ -9,8 +9,10 @@ import pytest
 
 from raylm.config.engine import EngineConfig, VllmConfig
 from raylm.config.serve import ServeConfig
+from raylm.errors import HostError
 from raylm.serve.build import build_application
 from raylm.serve.catalog import ServedModel
+from raylm.serve.vllm import check_gpus
 from tests.serve.conftest import write_llama
 
 
@@ -47,5 +49,16 @@ def test_on_cuda_it_takes_a_gpu_or_a_placement_group_of_several(folder):
     two = engine_options(EngineConfig(vllm=vllm), folder)
     assert not two.ray_actor_options.get("num_gpus")
     config = two._replica_config
-    assert config.placement_group_bundles == [{"CPU": 0.5}, *[{"GPU": 1.0, "CPU": 1.0}] * 2]
+    assert config.placement_group_bundles == [{"CPU": 0.5}, *[{"GPU": 1.0}] * 2]
     assert config.placement_group_strategy == "PACK"
+
+
+def test_gpus_that_are_missing_are_told_before_anything_waits_for_them(folder):
+    models, config = [ServedModel("m", folder)], ServeConfig(replicas=2)
+    four = EngineConfig(vllm=VllmConfig(python="p", tensor_parallel=4))
+    check_gpus(models, config, four, 8.0)
+    with pytest.raises(HostError, match=r"8 GPUs \(1 models x 2 replicas x 4\).* has 7") as error:
+        check_gpus(models, config, four, 7.0)
+    assert error.value.code == "not-enough-gpus"
+    for without in (EngineConfig(), EngineConfig(kind="openvino", vllm=four.vllm)):
+        check_gpus(models, config, without, 0.0)

@@ -7,6 +7,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 from tokenizers import Tokenizer
 
 from raylm.config.engine import EngineConfig
@@ -15,6 +16,7 @@ from raylm.engine.local import LocalEngine
 from raylm.engine.protocol import Capabilities
 from raylm.engine.quantized import stored_precision
 from raylm.engine.vllm.arguments import engine_arguments, environment
+from raylm.engine.vllm.orphans import Guard
 from raylm.engine.weights import open_checkpoint
 from raylm.errors import ConfigError, HostError, ModelError
 from raylm.model.folder import check_folder, tokenizer_files
@@ -55,6 +57,7 @@ def load_vllm(
     from raylm.engine.vllm.runner import Gauges, VllmRunner
 
     gauges = Gauges(None)
+    before = set(psutil.Process().children(recursive=True))
     try:
         engine = LLMEngine.from_engine_args(
             EngineArgs(**arguments), stat_loggers=[lambda *_: gauges]
@@ -65,6 +68,8 @@ def load_vllm(
             code="vllm-failed",
             hint="its own words are in the replica's log, above this",
         ) from error
+    started = set(psutil.Process().children(recursive=True)) - before
+    guard = Guard(process.pid for process in started)
     settings = engine.vllm_config
     capabilities = Capabilities(
         engine="vllm",
@@ -77,6 +82,6 @@ def load_vllm(
         weights=stored_precision(open_checkpoint(model_dir)),
     )
     num_blocks = settings.cache_config.num_gpu_blocks or 0
-    runner = VllmRunner(engine, gauges, capabilities, num_blocks)
+    runner = VllmRunner(engine, gauges, guard, capabilities, num_blocks)
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     return LocalEngine(runner, tokenizer, capabilities, config, steers=False)

@@ -6,6 +6,7 @@ vLLM steps in a process of its own and goes on by itself; a step here is to take
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from vllm import SamplingParams
@@ -16,10 +17,11 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from raylm.engine.answer import Answer
 from raylm.engine.job import Job
 from raylm.engine.protocol import Capabilities, Chunk, TokenLogprob
-from raylm.engine.runner import StepResult, deadline_error, joined, step_error, taken
+from raylm.engine.runner import StepResult, deadline_error, joined, taken
 from raylm.engine.sampler import Sampled
 from raylm.engine.vllm.arguments import sampling_arguments
-from raylm.errors import RaylmError
+from raylm.engine.vllm.orphans import Guard
+from raylm.errors import RaylmError, RequestError
 
 
 class Gauges(StatLoggerBase):
@@ -57,10 +59,16 @@ class VllmRunner:
     num_confirmed_tokens = 0
 
     def __init__(
-        self, engine: Any, gauges: Gauges, capabilities: Capabilities, num_blocks: int
+        self,
+        engine: Any,
+        gauges: Gauges,
+        guard: Guard,
+        capabilities: Capabilities,
+        num_blocks: int,
     ) -> None:
         self._engine = engine
         self._gauges = gauges
+        self._guard = guard
         self._capabilities = capabilities
         self.num_blocks = num_blocks
         self._answers: dict[str, Answer] = {}
@@ -110,7 +118,8 @@ class VllmRunner:
         except EngineDeadError as error:
             raise _dead(error) from error
         except Exception as error:  # of one request; raised here, it would end the engine
-            self._refused.append((job.id, step_error(error)))
+            refusal = RequestError(f"vLLM refuses the request: {error}", code="vllm_refused")
+            self._refused.append((job.id, refusal))
             return
         self._answers[job.id] = job
 
@@ -144,16 +153,19 @@ class VllmRunner:
         return result
 
     def abandon(self) -> list[str]:
-        """A step that raised is vLLM's end: all that it had is lost."""
+        """Which answer is to blame for a step that raised is not known here: all are."""
         lost = list(self._answers)
+        with suppress(EngineDeadError):
+            self._engine.abort_request(lost)
         self._answers.clear()
         self._begun.clear()
         return lost
 
     def close(self) -> None:
-        """End vLLM's process."""
+        """End vLLM's processes."""
         self._answers.clear()
         self._engine.engine_core.shutdown()
+        self._guard.close()
 
     @property
     def _num_queued(self) -> int:
