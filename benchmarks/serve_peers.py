@@ -103,14 +103,14 @@ def _servers(root: Path, options: argparse.Namespace, found: dict[str, Any]) -> 
         yield rayllm(plain, _free_port(), python)
     elif "rayllm" in options.only:
         found["not_run"]["Ray Serve LLM"] = f"{PYTHON} is not set"
-    if "llama.cpp" in options.only and binaries:
+    if "llama.cpp" in options.only and binaries and Path(binaries, "llama-server").is_file():
         f16 = root / "f16.gguf"
         write_gguf(plain, f16)
         for bits in options.quantized:
             gguf = f16 if bits == "f16" else _quantized(f16, bits, Path(binaries))
             yield llama_cpp(gguf, bits, _free_port(), Path(binaries), max(options.clients))
     elif "llama.cpp" in options.only:
-        found["not_run"]["llama.cpp server"] = f"{LLAMA_CPP} is not set"
+        found["not_run"]["llama.cpp server"] = f"{LLAMA_CPP} names no folder with llama-server"
     for weights in options.weights if "raylm" in options.only else ():
         folder = _model(root, options, weights)
         started = time.perf_counter()

@@ -59,7 +59,9 @@ def load(model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
     if config.kind != "auto":
         return _loader(config.kind)(model_dir, config, cache_root=cache_root, digest=digest)
     if takes_vllm(model_dir, config):
-        return _loader("vllm")(model_dir, config, cache_root=cache_root, digest=digest)
+        if find_spec("vllm") is not None:
+            return _loader("vllm")(model_dir, config, cache_root=cache_root, digest=digest)
+        log.info("vLLM is in another environment than this process; %s runs without", model_dir)
     reason = why_not_openvino(model_dir)
     if reason is None:
         try:

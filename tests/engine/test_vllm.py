@@ -171,7 +171,7 @@ def test_without_its_environment_it_says_what_is_missing(llama, tmp_path):
         VllmConfig(python="python", device="cpu", tensor_parallel=2)
 
 
-def test_auto_takes_it_for_decoders_where_its_environment_is_named(llama, make_model, tmp_path):
+def test_auto_takes_it_for_decoders_where_its_environment_is_named(llama, tmp_path):
     assert takes_vllm(llama, EngineConfig(kind="vllm"))
     assert takes_vllm(llama, EngineConfig(vllm=CUDA))
     for config in (
@@ -182,6 +182,15 @@ def test_auto_takes_it_for_decoders_where_its_environment_is_named(llama, make_m
         assert not takes_vllm(llama, config)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     assert not takes_vllm(tmp_path, EngineConfig(vllm=CUDA))
+
+
+def test_auto_goes_on_without_it_in_a_process_that_has_none(llama, tmp_path, caplog):
+    config = EngineConfig(vllm=CUDA, kv_cache_bytes=2**21)
+    with caplog.at_level("INFO", logger="raylm.engine.load"):
+        engine = load(llama, config, cache_root=tmp_path, digest="d")
+    assert engine.capabilities().engine == "openvino"
+    assert "another environment" in caplog.text
+    engine.close()
 
 
 def test_the_interpreter_is_asked_what_it_has():

@@ -34,11 +34,11 @@ print(json.dumps({
 """Imports none of them: vLLM alone takes half a minute."""
 
 
-def check_interpreter(vllm: VllmConfig | None) -> None:
-    """See that there is an interpreter for vLLM, as far as this machine can tell.
+def named(vllm: VllmConfig | None) -> VllmConfig:
+    """The environment that the config names.
 
     Raises:
-        ConfigError: none is named, or it lacks something.
+        ConfigError: it names none.
     """
     if vllm is None:
         raise ConfigError(
@@ -46,8 +46,18 @@ def check_interpreter(vllm: VllmConfig | None) -> None:
             code="no-vllm",
             hint="set engine.vllm.python to that of an environment made for vLLM",
         )
+    return vllm
+
+
+def check_interpreter(vllm: VllmConfig | None) -> None:
+    """See that there is an interpreter for vLLM, as far as this machine can tell.
+
+    Raises:
+        ConfigError: none is named, or it lacks something.
+    """
+    python = named(vllm).python
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    check(vllm.python, ask(vllm.python), own_python=own, own_ray=version("ray"))
+    check(python, ask(python), own_python=own, own_ray=version("ray"))
 
 
 def ask(python: str, timeout_s: float = ASK_S) -> dict[str, Any]:

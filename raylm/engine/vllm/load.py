@@ -16,9 +16,10 @@ from raylm.engine.local import LocalEngine
 from raylm.engine.protocol import Capabilities
 from raylm.engine.quantized import stored_precision
 from raylm.engine.vllm.arguments import engine_arguments, environment
+from raylm.engine.vllm.interpreter import named
 from raylm.engine.vllm.orphans import Guard
 from raylm.engine.weights import open_checkpoint
-from raylm.errors import ConfigError, HostError, ModelError
+from raylm.errors import HostError, ModelError
 from raylm.model.folder import check_folder, tokenizer_files
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,7 @@ def load_vllm(
         HostError: vLLM is not installed here.
         ModelError: the folder is incomplete, unsafe, or no model that vLLM can run.
     """
-    if config.vllm is None:
-        raise ConfigError(
-            "engine.kind is vllm, and engine.vllm.python names no interpreter that has it",
-            code="no-vllm",
-            hint="set engine.vllm.python to that of an environment made for vLLM",
-        )
-    arguments = engine_arguments(model_dir, config, config.vllm)
+    arguments = engine_arguments(model_dir, config, named(config.vllm))
     check_folder(model_dir)
     tokenizer_files(model_dir)
     if find_spec("vllm") is None:
