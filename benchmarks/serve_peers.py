@@ -46,6 +46,7 @@ from peer_servers import HERE, LLAMA_CPP, PYTHON, THREADS, Server, llama_cpp, ra
 
 from raylm.bench.run import run
 from raylm.bench.settings import Settings
+from raylm.errors import RaylmError
 from raylm.progress import silent
 
 REQUESTS = {1: 6, 8: 24, 32: 64}
@@ -55,7 +56,8 @@ QUANTIZED = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 def main() -> None:
     options = _options()
-    found: dict[str, Any] = {"machine": _machine(), "servers": [], "not_run": {}, "made_s": {}}
+    found: dict[str, Any] = {"machine": _machine(), "servers": [], "bare": {}, "not_run": {},
+                             "made_s": {}}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         options.files = _prompts(root, options)
@@ -63,12 +65,13 @@ def main() -> None:
             print(f"{server.name} {server.bits}", file=sys.stderr, flush=True)
             try:
                 found["servers"].append(_measured(server, options))
-            except (OSError, TimeoutError, RuntimeError) as error:
+                if server.name == "raylm" and not options.no_bare:
+                    found["bare"][server.bits] = _bare(root, server.bits, options)
+            except (OSError, RuntimeError, RaylmError, subprocess.SubprocessError) as error:
                 found["not_run"][f"{server.name} {server.bits}"] = str(error)
             print(json.dumps(found["servers"][-1:]), file=sys.stderr, flush=True)
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
-        found["bare"] = _bare(root, options)
     found["load_after"] = os.getloadavg()[0]
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -203,15 +206,11 @@ def _descendants(pid: int) -> list[int]:
         return []
 
 
-def _bare(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """tokens/s of raylm's engine alone, by weights and clients."""
-    if options.no_bare or "raylm" not in options.only:
-        return {}
+def _bare(root: Path, weights: str, options: argparse.Namespace) -> dict[str, float]:
+    """tokens/s of raylm's engine alone, by clients."""
     levels = [[clients, str(options.files[clients])] for clients in options.clients]
-    return {
-        weights: json.loads(_run_bare(root, root / weights, levels, options))
-        for weights in options.weights
-    }
+    rates: dict[str, float] = json.loads(_run_bare(root, root / weights, levels, options))
+    return rates
 
 
 def _run_bare(
