@@ -51,6 +51,8 @@ from raylm.progress import silent
 
 REQUESTS = {1: 6, 8: 24, 32: 64}
 """Measured at each number of clients."""
+HEADERS = {"Connection": "close"}
+"""llama.cpp's server ends a connection after a stream without saying so; so all get new ones."""
 QUANTIZED = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -135,7 +137,7 @@ def _measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
                 max_time_s=options.level_timeout, max_in_flight=1024, max_requests=10_000,
             )  # fmt: skip
             result = run(
-                settings, key=None, headers={}, slo=None, with_ceiling=False, report=silent
+                settings, key=None, headers=HEADERS, slo=None, with_ceiling=False, report=silent
             )
             figures = result.levels[0].figures(None)
             ttft = figures.latency["ttft"]
@@ -289,7 +291,7 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for server in found["servers"]:
         levels = server["levels"].values()
-        rates = [f"{level['tokens_per_s']:,.0f}" for level in levels]
+        rates = [_rate(level) for level in levels]
         firsts = [f"{level['ttft_p50_ms'] or float('nan'):,.0f}" for level in levels]
         cells = [server["name"], server["bits"], f"{server['ready_s']:.1f}", *rates, *firsts]
         lines.append(f"| {' | '.join(cells)} |")
@@ -305,6 +307,11 @@ def table(found: dict[str, Any]) -> str:
         f"graph was made before, in s: {made}."
     )
     return "\n".join(lines)
+
+
+def _rate(level: dict[str, Any]) -> str:
+    failed = sum(level["failures"].values())
+    return f"{level['tokens_per_s']:,.0f}" + (f" ({failed} failed)" if failed else "")
 
 
 def _free_port() -> int:
