@@ -11,6 +11,7 @@ from raylm.config.engine import EngineConfig
 from raylm.engine.decoder import parse_decoder
 from raylm.engine.protocol import Engine
 from raylm.engine.quantized import check_quantization
+from raylm.engine.vllm.arguments import is_decoder
 from raylm.errors import ModelError
 from raylm.model.folder import read_config
 from raylm.registry import Registry
@@ -85,8 +86,7 @@ def takes_vllm(model_dir: Path, config: EngineConfig) -> bool:
         return False
     if (model_dir / "modules.json").is_file():
         return False  # a model for embeddings
-    architectures = read_config(model_dir).get("architectures") or [""]
-    return str(architectures[0]).endswith("ForCausalLM")
+    return is_decoder(model_dir)
 
 
 def why_not_openvino(model_dir: Path) -> str | None:

@@ -13,6 +13,7 @@ from raylm.artifact import Artifact, hash_tree
 from raylm.config.engine import EngineConfig
 from raylm.engine.convert import ensure_ir
 from raylm.engine.load import takes_vllm, why_not_openvino
+from raylm.engine.vllm.arguments import check_decoder
 from raylm.engine.vllm.interpreter import check_interpreter
 from raylm.model.folder import check_folder, tokenizer_files
 from raylm.progress import Report, Tick, silent
@@ -58,6 +59,7 @@ def prepare(
         check_folder(model.path)
         tokenizer_files(model.path)
         if takes_vllm(model.path, config):
+            check_decoder(model.path)
             check_interpreter(config.vllm)
             continue
         wants_openvino = config.kind == "openvino" or (

@@ -19,10 +19,15 @@ from raylm.engine.answer import Answer
 from raylm.engine.load import load, takes_vllm
 from raylm.engine.protocol import Capabilities, Request, Sampling
 from raylm.engine.sampler import Sampled, sample
-from raylm.engine.vllm.arguments import PROCESSOR, engine_arguments, sampling_arguments
+from raylm.engine.vllm.arguments import (
+    PROCESSOR,
+    check_decoder,
+    engine_arguments,
+    sampling_arguments,
+)
 from raylm.engine.vllm.draw import ORDER, Draw, order
 from raylm.engine.vllm.interpreter import ask, check, check_interpreter
-from raylm.errors import ConfigError, HostError
+from raylm.errors import ConfigError, HostError, ModelError
 from tests.engine.conftest import EOS, VOCAB_SIZE
 
 ABLE = Capabilities("vllm", 512, VOCAB_SIZE, (EOS,))
@@ -182,6 +187,9 @@ def test_auto_takes_it_for_decoders_where_its_environment_is_named(llama, tmp_pa
         assert not takes_vllm(llama, config)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     assert not takes_vllm(tmp_path, EngineConfig(vllm=CUDA))
+    with pytest.raises(ModelError, match="answers with decoders"):
+        check_decoder(tmp_path)
+    check_decoder(llama)
 
 
 def test_auto_goes_on_without_it_in_a_process_that_has_none(llama, tmp_path, caplog):

@@ -8,7 +8,8 @@ from typing import Any
 from raylm.config.engine import EngineConfig, VllmConfig
 from raylm.engine.protocol import Capabilities, Request
 from raylm.engine.vllm.draw import ORDER, order
-from raylm.errors import ConfigError
+from raylm.errors import ConfigError, ModelError
+from raylm.model.folder import read_config
 
 PROCESSOR = "raylm.engine.vllm.processor:KeyedDraw"
 _DTYPES = {"auto": "auto", "f32": "float32", "bf16": "bfloat16"}
@@ -86,6 +87,26 @@ def sampling_arguments(
         "prompt_logprobs": sampling.num_prompt_logprobs if wants_prompt else None,
         "extra_args": None if told is None else {ORDER: told},
     }
+
+
+def is_decoder(model_dir: Path) -> bool:
+    """Whether a folder has what vLLM answers with: a decoder and a head for its vocabulary."""
+    architectures = read_config(model_dir).get("architectures") or [""]
+    return str(architectures[0]).endswith("ForCausalLM")
+
+
+def check_decoder(model_dir: Path) -> None:
+    """See that vLLM could answer with a model.
+
+    Raises:
+        ModelError: it is of another kind.
+    """
+    if not is_decoder(model_dir):
+        raise ModelError(
+            f"the vllm engine answers with decoders, and {model_dir} is none",
+            code="unsupported-architecture",
+            hint="set engine.kind=torch, which runs other models of transformers",
+        )
 
 
 def _check(config: EngineConfig) -> None:

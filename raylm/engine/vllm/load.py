@@ -15,7 +15,7 @@ from raylm.engine.decoder import eos_token_ids
 from raylm.engine.local import LocalEngine
 from raylm.engine.protocol import Capabilities
 from raylm.engine.quantized import stored_precision
-from raylm.engine.vllm.arguments import engine_arguments, environment
+from raylm.engine.vllm.arguments import check_decoder, engine_arguments, environment
 from raylm.engine.vllm.interpreter import named
 from raylm.engine.vllm.orphans import Guard
 from raylm.engine.weights import open_checkpoint
@@ -37,6 +37,7 @@ def load_vllm(
     """
     arguments = engine_arguments(model_dir, config, named(config.vllm))
     check_folder(model_dir)
+    check_decoder(model_dir)
     tokenizer_files(model_dir)
     if find_spec("vllm") is None:
         raise HostError(
