@@ -103,6 +103,12 @@ def _options() -> argparse.Namespace:
 def _servers(root: Path, options: argparse.Namespace, found: dict[str, Any]) -> Iterator[Server]:
     """What can be started here; what cannot goes to `not_run`."""
     plain = _model(root, options, "bf16")
+    for weights in options.weights if "raylm" in options.only else ():
+        folder = _model(root, options, weights)
+        started = time.perf_counter()
+        _run_bare(root, folder, [], options)
+        found["made_s"][weights] = round(time.perf_counter() - started, 1)
+        yield raylm(folder, weights, root / "store", _free_port(), options.sets)
     python, binaries = os.environ.get(PYTHON), os.environ.get(LLAMA_CPP)
     if "rayllm" in options.only and python:
         yield rayllm(plain, _free_port(), python)
@@ -116,12 +122,6 @@ def _servers(root: Path, options: argparse.Namespace, found: dict[str, Any]) -> 
             yield llama_cpp(gguf, bits, _free_port(), Path(binaries), max(options.clients))
     elif "llama.cpp" in options.only:
         found["not_run"]["llama.cpp server"] = f"{LLAMA_CPP} names no folder with llama-server"
-    for weights in options.weights if "raylm" in options.only else ():
-        folder = _model(root, options, weights)
-        started = time.perf_counter()
-        _run_bare(root, folder, [], options)
-        found["made_s"][weights] = round(time.perf_counter() - started, 1)
-        yield raylm(folder, weights, root / "store", _free_port(), options.sets)
 
 
 def _measured(server: Server, options: argparse.Namespace) -> dict[str, Any]:
