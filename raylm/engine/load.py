@@ -11,6 +11,7 @@ from raylm.config.engine import EngineConfig
 from raylm.engine.decoder import parse_decoder
 from raylm.engine.protocol import Engine
 from raylm.engine.quantized import check_quantization
+from raylm.engine.vllm.arguments import is_decoder
 from raylm.errors import ModelError
 from raylm.model.folder import read_config
 from raylm.registry import Registry
@@ -22,6 +23,7 @@ ENGINES = Registry(
     {
         "openvino": "raylm.engine.openvino:load_openvino",
         "torch": "raylm.engine.torch.load:load_torch",
+        "vllm": "raylm.engine.vllm.load:load_vllm",
     },
 )
 """Each name stands for a `Loader`."""
@@ -46,8 +48,9 @@ def load(model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
     """Start the engine that `config.kind` names, or the fastest that can run the model.
 
     `digest` names the model's content; derived files are kept at `cache_root/<digest>/`.
-    `auto` is openvino where its converter covers the model, torch otherwise: for other decoders,
-    and for all encoders and encoder-decoders.
+    `auto` is vllm for decoders where the config names a vLLM on CUDA; else openvino where its
+    converter covers the model, and torch otherwise: for other decoders, and for all encoders and
+    encoder-decoders.
 
     Raises:
         ConfigError: there is no engine of that name, or it cannot do what the config asks.
@@ -56,6 +59,10 @@ def load(model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
     """
     if config.kind != "auto":
         return _loader(config.kind)(model_dir, config, cache_root=cache_root, digest=digest)
+    if takes_vllm(model_dir, config):
+        if find_spec("vllm") is not None:
+            return _loader("vllm")(model_dir, config, cache_root=cache_root, digest=digest)
+        log.info("vLLM is in another environment than this process; %s runs without", model_dir)
     reason = why_not_openvino(model_dir)
     if reason is None:
         try:
@@ -66,6 +73,20 @@ def load(model_dir: Path, config: EngineConfig, *, cache_root: Path, digest: str
             reason = error.message
     log.info("engine torch for %s: %s", model_dir, reason)
     return _loader("torch")(model_dir, config, cache_root=cache_root, digest=digest)
+
+
+def takes_vllm(model_dir: Path, config: EngineConfig) -> bool:
+    """Whether vLLM answers for a model, in an environment of its own.
+
+    Known before a replica starts, for it decides which interpreter that runs in.
+    """
+    if config.kind != "auto":
+        return config.kind == "vllm"
+    if config.vllm is None or config.vllm.device != "cuda":
+        return False
+    if (model_dir / "modules.json").is_file():
+        return False  # a model for embeddings
+    return is_decoder(model_dir)
 
 
 def why_not_openvino(model_dir: Path) -> str | None:

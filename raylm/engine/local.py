@@ -35,10 +35,13 @@ class LocalEngine:
         tokenizer: Tokenizer,
         capabilities: Capabilities,
         config: EngineConfig,
+        *,
+        steers: bool = True,
     ) -> None:
+        """`steers`: the runner samples by the answers' own rows, and so can follow a grammar."""
         self._tokenizer = tokenizer
         self._grammars: Grammars | None = None
-        if "generate" in capabilities.features and has_grammars():
+        if steers and "generate" in capabilities.features and has_grammars():
             features = capabilities.features | {"grammar"}
             capabilities = replace(capabilities, features=features)
             self._grammars = Grammars(tokenizer, capabilities)

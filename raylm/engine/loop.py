@@ -234,7 +234,9 @@ class StepLoop:
 
     def _note_failure(self, error: Exception) -> None:
         self._num_failed_steps += 1
-        if self._num_failed_steps >= _MAX_FAILED_STEPS:
+        if isinstance(error, RaylmError) and error.code == "engine-failed":
+            self._fatal = _copy(error)  # the runner knows that no step will ever succeed
+        elif self._num_failed_steps >= _MAX_FAILED_STEPS:
             self._fatal = RaylmError(
                 f"{self._num_failed_steps} steps in a row failed, the last with: {error}",
                 code="engine-failed",

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.context import _get_global_client
@@ -29,6 +30,7 @@ from raylm.serve.endpoint import Endpoint, endpoint_of
 from raylm.serve.prepare import prepare
 from raylm.serve.room import cpus_by_node, num_threads, wait_room
 from raylm.serve.startup import AppState, DeploymentState, wait_answering, wait_running
+from raylm.serve.vllm import check_gpus
 
 DRAIN_POLL_S = 0.1
 GONE_S = 60.0
@@ -55,7 +57,7 @@ def deploy(
         ConfigError: keys are missing or exposed, or two models share a name; before anything
             is asked of the cluster.
         ModelError: a model cannot be served.
-        HostError: the port is taken, the CPUs do not suffice, or it does not come up in
+        HostError: the port is taken, the CPUs or GPUs do not suffice, or it does not come up in
             `start_timeout_s`.
     """
     deadline_s = time.monotonic() + config.start_timeout_s
@@ -63,6 +65,7 @@ def deploy(
     path = key_file(config, base_dir or Path.cwd(), store_keys)
     keys = keys_for(config, path)
     engine = prepare(models, engine, cache_root=cache_root, report=report)
+    check_gpus(models, config, engine, ray.cluster_resources().get("GPU", 0.0))
     wait_room(models, config, is_running=APP in serve.status().applications)
     is_new = APP not in serve.status().applications
     host, port = _listen(config)

@@ -12,6 +12,7 @@ from ray.serve.schema import LoggingConfig
 
 from raylm.config.engine import EngineConfig
 from raylm.config.serve import ServeConfig
+from raylm.engine.load import takes_vllm
 from raylm.serve.batches.replica import BatchReplica
 from raylm.serve.catalog import ServedModel
 from raylm.serve.gateway import GatewayReplica, handle_key
@@ -21,6 +22,7 @@ from raylm.serve.results import engine_key
 from raylm.serve.router import RotationRouter
 from raylm.serve.scaling import scaling
 from raylm.serve.shared import LedgerReplica, ResultsReplica
+from raylm.serve.vllm import placement, vllm_actor
 
 APP = "raylm"
 GATEWAY = "gateway"
@@ -117,6 +119,9 @@ def engine_name(model: ServedModel) -> str:
 def _engine(
     model: ServedModel, config: ServeConfig, engine: EngineConfig, cache_root: Path, threads: int
 ) -> Any:
+    actor = _actor(config.cpus_per_replica, threads)
+    if takes_vllm(model.path, engine):
+        actor = vllm_actor(actor, engine)
     replica: Any = serve.deployment(EngineReplica).options(
         name=engine_name(model),
         **scaling(config),
@@ -124,7 +129,8 @@ def _engine(
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503),
         request_router_config=RequestRouterConfig(request_router_class=RotationRouter),
-        ray_actor_options=_actor(config.cpus_per_replica, threads),
+        ray_actor_options=actor,
+        **placement(model, engine, config.cpus_per_replica),
         **_lifecycle(config),
     )
     settings = engine.model_dump(mode="json") | {"num_threads": threads}

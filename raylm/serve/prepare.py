@@ -13,7 +13,9 @@ from raylm.artifact import Artifact, hash_tree
 from raylm.config.engine import DraftModel, EngineConfig
 from raylm.engine.convert import ensure_ir
 from raylm.engine.draft_folder import draft_ir
-from raylm.engine.load import why_not_openvino
+from raylm.engine.load import takes_vllm, why_not_openvino
+from raylm.engine.vllm.arguments import check_decoder
+from raylm.engine.vllm.interpreter import check_interpreter
 from raylm.model.folder import check_folder, tokenizer_files
 from raylm.progress import Report, Tick, silent
 from raylm.serve.catalog import ServedModel
@@ -54,12 +56,17 @@ def prepare(
 
     Raises:
         ModelError: a folder cannot be served, with the reason.
-        ConfigError: a draft model does not go with one of the models.
+        ConfigError: a draft model does not go with one of the models, or an engine's own
+            environment lacks something.
     """
     speculation = config.speculation
     for model in models:
         check_folder(model.path)
         tokenizer_files(model.path)
+        if takes_vllm(model.path, config):
+            check_decoder(model.path)
+            check_interpreter(config.vllm)
+            continue
         wants_openvino = config.kind == "openvino" or (
             config.kind == "auto" and why_not_openvino(model.path) is None
         )

@@ -11,7 +11,7 @@ SMALL = EngineConfig(kv_cache_bytes=2**21)
 
 
 def test_the_table_names_what_can_be_loaded():
-    assert ENGINES.names() == ["openvino", "torch"]
+    assert ENGINES.names() == ["openvino", "torch", "vllm"]
     for name in ENGINES.names():
         assert callable(ENGINES.load(name))
 

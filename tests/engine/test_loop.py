@@ -186,6 +186,19 @@ def test_three_failed_steps_in_a_row_are_fatal(start, answer):
     assert runner.closed
 
 
+def test_a_runner_that_knows_it_is_at_its_end_needs_no_three_steps(start, answer):
+    steps = start(FakeRunner(error=RaylmError("its process is gone", code="engine-failed")))
+
+    async def ask():
+        return await drain(steps.submit(answer("a")))
+
+    asyncio.run(ask())
+    steps._thread.join(5)
+    with pytest.raises(RaylmError, match="process is gone") as error:
+        steps.health()
+    assert error.value.code == "engine-failed"
+
+
 @pytest.mark.parametrize(
     ("error", "fatal"),
     [
