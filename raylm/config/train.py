@@ -112,7 +112,7 @@ class GuardConfig(Section):
     """A loss so many deviations above those of the last 64 steps is a spike; 0 only looks for
     losses and gradients that are no finite numbers."""
     max_rollbacks: int = Field(3, ge=0)
-    """Windows of samples that are skipped before the run gives up."""
+    """Windows of samples that are skipped within 1,000 steps before the run gives up."""
 
 
 class WorkerRange(Section):
