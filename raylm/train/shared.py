@@ -17,7 +17,7 @@ NOT_SHARED_HINT = (
 _LOOK_S = 0.2
 
 
-def check_shared(folder: Path, *, world_size: int, wait_s: float | None = None) -> None:
+def check_shared(folder: Path, *, world_size: int) -> None:
     """See that every rank finds the folder that the driver has made; all ranks call it together.
 
     Its name is drawn anew for every attempt, so that a folder of an earlier one cannot be taken
@@ -29,10 +29,7 @@ def check_shared(folder: Path, *, world_size: int, wait_s: float | None = None) 
     import torch.distributed as dist
 
     told: list[str | None] = [None] * world_size
-    dist.all_gather_object(
-        told,
-        None if _appears(folder, APPEAR_S if wait_s is None else wait_s) else os.uname().nodename,
-    )
+    dist.all_gather_object(told, None if _appears(folder) else os.uname().nodename)
     missing = [f"rank {rank} on {host}" for rank, host in enumerate(told) if host is not None]
     if missing:
         raise HostError(
@@ -43,8 +40,8 @@ def check_shared(folder: Path, *, world_size: int, wait_s: float | None = None) 
         )
 
 
-def _appears(folder: Path, wait_s: float) -> bool:
-    deadline = time.monotonic() + wait_s
+def _appears(folder: Path) -> bool:
+    deadline = time.monotonic() + APPEAR_S
     while not folder.is_dir():
         if time.monotonic() > deadline:
             return False

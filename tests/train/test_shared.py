@@ -46,5 +46,5 @@ def test_a_folder_that_shows_late_is_waited_for(tmp_path: Path) -> None:
     folder.rename(tmp_path / "elsewhere")
     timer = threading.Timer(0.5, (tmp_path / "elsewhere").rename, (folder,))
     timer.start()
-    check_shared(folder, world_size=1, wait_s=60)
+    check_shared(folder, world_size=1)
     timer.join()
