@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ from raylm.train.guard import (
     window_of,
 )
 from raylm.train.held_out import held_out_rows
-from raylm.train.leak import check_no_leak
+from raylm.train.leak import attention_path, check_no_leak
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
@@ -306,11 +306,34 @@ class Worker:
         Raises:
             TrainError: it does not.
         """
-        if self._config.mask_documents:
+        if not self._config.mask_documents:
+            return
+        wanted, tried, num_samples = set(), set(), 0
+        for numbers in self._micro_batches():
+            if num_samples >= _LEAK_SAMPLES:
+                break
             # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
-            batch = self._data.batch(np.arange(min(self._config.global_batch, _LEAK_SAMPLES)))
+            batch = self._data.batch(numbers)
+            num_samples += len(numbers)
+            path = attention_path(self._model, batch)
+            wanted.add(path)
             with uncompiled(self._config):
-                check_no_leak(self._model, batch, self._objective)
+                if path not in tried and check_no_leak(self._model, batch, self._objective):
+                    tried.add(path)
+        if self._rank == 0 and wanted - tried:
+            give_notice(
+                self._job.work,
+                f"whether the documents of a row are kept apart (by {', '.join(wanted - tried)}) "
+                f"is not tried: none of the next {num_samples} samples has two with a target",
+            )
+
+    def _micro_batches(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of the next step as all ranks go through them."""
+        config, numbers = self._config, self._numbers()
+        for rank in range(self._world_size):
+            for places in share(config.global_batch, config.micro_batch, self._world_size, rank):
+                if len(places):
+                    yield numbers[places]
 
     # Work --------------------------------------------------------------------------------
 
