@@ -82,9 +82,16 @@ def silent(signs: list[Sign], silent_s: Mapping[int, float], limit_s: float) -> 
     return sorted(found, key=lambda sign: -silent_s[sign.rank])
 
 
-def stalled(signs: list[Sign], still_s: Mapping[int, float], limit_s: float) -> list[Sign]:
-    """Ranks that are behind, where none has moved for longer than what it does may take."""
-    if not signs or any(still_s[sign.rank] <= allowed_s(sign, limit_s) for sign in signs):
+def stalled(
+    signs: list[Sign], still_s: Mapping[int, float], limit_s: float, num_ranks: int
+) -> list[Sign]:
+    """Ranks that are behind, where none has moved for longer than what it does may take.
+
+    Nobody is where a rank's sign is not there: it has not begun, or is through.
+    """
+    if len(signs) < num_ranks or not signs:
+        return []
+    if any(still_s[sign.rank] <= allowed_s(sign, limit_s) for sign in signs):
         return []
     least = min(sign.moves for sign in signs)
     return [sign for sign in signs if sign.moves == least]
@@ -101,20 +108,27 @@ def allowed_s(sign: Sign, limit_s: float) -> float:
 def why_silent(late: list[Sign], silent_s: Mapping[int, float]) -> str:
     """In words."""
     first = late[0]
+    who, _, was = _named(late)
     return (
-        f"{_named(late)} gave no sign of life for {silent_s[first.rank]:.0f} s after step "
-        f"{first.step}, and was ended"
+        f"{who} gave no sign of life for {silent_s[first.rank]:.0f} s after step {first.step}, "
+        f"and {was} ended"
     )
 
 
 def why_stalled(behind: list[Sign], still_s: Mapping[int, float], num_ranks: int) -> str:
     """In words."""
     first = behind[0]
-    where = f"{_named(behind)} is {first.doing} after step {first.step}"
-    others = "the others wait for it" if len(behind) < num_ranks else "so are all"
-    return f"no rank has moved for {still_s[first.rank]:.0f} s: {where}, {others}; it was ended"
+    who, are, was = _named(behind)
+    others = ", the others wait" if len(behind) < num_ranks else ""
+    return (
+        f"no rank has moved for {still_s[first.rank]:.0f} s: {who} {are} {first.doing} after step "
+        f"{first.step}{others}, and {was} ended"
+    )
 
 
-def _named(signs: list[Sign]) -> str:
-    more = f" and {len(signs) - 1} more" if len(signs) > 1 else ""
-    return f"{signs[0].name}{more}"
+def _named(signs: list[Sign]) -> tuple[str, str, str]:
+    """Who, and the verbs that go with them."""
+    if len(signs) == 1:
+        return signs[0].name, "is", "was"
+    more = f" and {len(signs) - 2} more" if len(signs) > 2 else ""
+    return f"{signs[0].name} and {signs[1].name}{more}", "are", "were"

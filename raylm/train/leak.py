@@ -7,6 +7,7 @@ compared with what they were.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -23,6 +24,29 @@ from raylm.train.objectives.objective import Objective, evaluating
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """How far a logit may move, relative to the largest: rounding alone, for other kernels may be
 chosen for other values. What leaks moves logits by a tenth and more."""
+
+
+def check_paths(
+    model: Any, batches: Iterable[Batch], objective: Objective, num_samples: int
+) -> list[str]:
+    """Check each path of attention that batches take, until so many samples were seen.
+
+    Returns:
+        Paths that no batch could be tried on.
+
+    Raises:
+        TrainError: scores changed.
+    """
+    wanted, tried, num_seen = set(), set(), 0
+    for batch in batches:
+        path = attention_path(model, batch)
+        wanted.add(path)
+        if path not in tried and check_no_leak(model, batch, objective):
+            tried.add(path)
+        num_seen += len(batch.input_ids)
+        if num_seen >= num_samples:
+            break
+    return sorted(wanted - tried)
 
 
 def check_no_leak(model: Any, batch: Batch, objective: Objective) -> bool:

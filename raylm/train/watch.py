@@ -151,7 +151,7 @@ class Watch:
             return
         if late := silent(signs, silent_s, limit_s):
             self.cause = why_silent(late, silent_s)
-        elif late := stalled(signs, still_s, limit_s):
+        elif late := stalled(signs, still_s, limit_s, self._num_workers):
             self.cause = why_stalled(late, still_s, len(signs))
         for one in late:
             try:

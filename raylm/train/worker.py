@@ -50,7 +50,7 @@ from raylm.train.guard import (
     window_of,
 )
 from raylm.train.held_out import held_out_rows
-from raylm.train.leak import attention_path, check_no_leak
+from raylm.train.leak import check_paths
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
@@ -308,23 +308,15 @@ class Worker:
         """
         if not self._config.mask_documents:
             return
-        wanted, tried, num_samples = set(), set(), 0
-        for numbers in self._micro_batches():
-            if num_samples >= _LEAK_SAMPLES:
-                break
-            # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
-            batch = self._data.batch(numbers)
-            num_samples += len(numbers)
-            path = attention_path(self._model, batch)
-            wanted.add(path)
-            with uncompiled(self._config):
-                if path not in tried and check_no_leak(self._model, batch, self._objective):
-                    tried.add(path)
-        if self._rank == 0 and wanted - tried:
+        # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
+        batches = map(self._data.batch, self._micro_batches())
+        with uncompiled(self._config):
+            untried = check_paths(self._model, batches, self._objective, _LEAK_SAMPLES)
+        if self._rank == 0 and untried:
             give_notice(
                 self._job.work,
-                f"whether the documents of a row are kept apart (by {', '.join(wanted - tried)}) "
-                f"is not tried: none of the next {num_samples} samples has two with a target",
+                f"whether documents of a row are kept apart (by {', '.join(untried)}) is not "
+                "tried: no row of the next step has two with a target",
             )
 
     def _micro_batches(self) -> Iterator[npt.NDArray[np.int64]]:

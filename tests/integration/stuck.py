@@ -8,7 +8,7 @@ from typing import Any
 from raylm.train.loop import Job, train_loop
 
 CALLS = 20
-"""Batches that are read before; two a step, and one at the start."""
+"""Of batches that are read: two a step, and four at the start."""
 
 
 def stuck_loop(settings: dict[str, Any]) -> None:

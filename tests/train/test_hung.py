@@ -88,14 +88,16 @@ def test_what_a_rank_is_at_may_take_so_long(
 
 def test_the_rank_that_the_others_wait_for_is_behind() -> None:
     signs = [at(0, Doing.STEP, 9), at(1, Doing.READ, 8), at(2, Doing.STEP, 9)]
-    assert stalled(signs, {0: 29.0, 1: 31.0, 2: 29.0}, 30.0) == []
-    assert stalled(signs, {0: 31.0, 1: 32.0, 2: 31.0}, 30.0) == [signs[1]]
-    assert stalled([], {}, 30.0) == []
+    assert stalled(signs, {0: 29.0, 1: 31.0, 2: 29.0}, 30.0, 3) == []
+    assert stalled(signs, {0: 31.0, 1: 32.0, 2: 31.0}, 30.0, 3) == [signs[1]]
+    # One is through, or has not begun.
+    assert stalled(signs, {0: 31.0, 1: 32.0, 2: 31.0}, 30.0, 4) == []
+    assert stalled([], {}, 30.0, 0) == []
 
 
 def test_a_collective_that_all_are_in_has_nobody_behind() -> None:
     signs = [at(0, Doing.STEP, 9), at(1, Doing.STEP, 9)]
-    assert stalled(signs, {0: 31.0, 1: 31.0}, 30.0) == signs
+    assert stalled(signs, {0: 31.0, 1: 31.0}, 30.0, 2) == signs
 
 
 @pytest.mark.parametrize(
@@ -106,23 +108,23 @@ def test_what_takes_long_is_no_stall(doing: Doing) -> None:
     # The first rank hashes a checkpoint; the others wait, whatever they say they are at.
     for others in (doing, Doing.STEP):
         signs = [at(0, doing, 8), at(1, others, 9)]
-        assert stalled(signs, {0: 1700.0, 1: 1700.0}, 30.0) == []
+        assert stalled(signs, {0: 1700.0, 1: 1700.0}, 30.0, 2) == []
 
 
 def test_one_rank_that_moves_is_enough() -> None:
     signs = [at(0, Doing.STEP, 9), at(1, Doing.READ, 8)]
-    assert stalled(signs, {0: 0.5, 1: 900.0}, 30.0) == []
+    assert stalled(signs, {0: 0.5, 1: 900.0}, 30.0, 2) == []
 
 
 def test_causes_in_words() -> None:
     one, two = at(0, Doing.STEP, 9), at(1, Doing.READ, 8)
     assert why_stalled([two], {1: 131.2}, 2) == (
         "no rank has moved for 131 s: rank 1 (process 11 on host) is reading samples after step "
-        "3, the others wait for it; it was ended"
+        "3, the others wait, and was ended"
     )
-    assert why_stalled([one, one], {0: 131.2}, 2) == (
-        "no rank has moved for 131 s: rank 0 (process 10 on host) and 1 more is in a step after "
-        "step 3, so are all; it was ended"
+    assert why_stalled([one, at(1, Doing.STEP, 9)], {0: 131.2}, 2) == (
+        "no rank has moved for 131 s: rank 0 (process 10 on host) and rank 1 (process 11 on host) "
+        "are in a step after step 3, and were ended"
     )
     assert why_silent([two], {1: 31.0}) == (
         "rank 1 (process 11 on host) gave no sign of life for 31 s after step 3, and was ended"

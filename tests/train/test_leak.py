@@ -142,7 +142,7 @@ def test_what_cannot_be_tried_is_told(tmp_path: Path) -> None:
     with group_of_one():
         run_rank(job, rank=0, world_size=1, local_workers=1)
     (told,) = [line["text"] for line in MetricsTail(tmp_path / "notices.jsonl").new()]
-    assert told.endswith("is not tried: none of the next 4 samples has two with a target")
+    assert told.endswith("(by mask) is not tried: no row of the next step has two with a target")
 
 
 def test_rows_of_one_document_cannot_be_tried() -> None:
