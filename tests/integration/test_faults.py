@@ -144,8 +144,8 @@ def test_a_rank_that_lives_and_gets_nowhere_is_named_and_replaced(
     assert run.end() == undisturbed
     (why,) = [text for text in run.said if "no rank has moved for" in text]
     assert re.search(
-        r"rank 1 \(process \d+ on .*\) is reading samples after step 9, the others wait for it; "
-        "it was ended; starting anew from the last checkpoint",
+        r"rank 1 \(process \d+ on .*\) is reading samples after step 7, the others wait, "
+        "and was ended; starting anew from the last checkpoint",
         why,
     )
     # It went on beating: silence was not what gave it away.
@@ -166,6 +166,8 @@ def test_fewer_workers_go_on_where_more_were_told_to_stop(
     assert sorted(found) == sorted(undisturbed)
     same = [step for step in undisturbed if step <= stopped]
     assert [found[s] for s in same] == [undisturbed[s] for s in same]
+    found_, want_ = np.array([found[s] for s in undisturbed]), np.array(list(undisturbed.values()))
+    Path("/tmp/train4-tolerance.txt").write_text(f"{stopped} {np.abs(found_ / want_ - 1).max()}")
     np.testing.assert_allclose(
         [found[s] for s in undisturbed], list(undisturbed.values()), rtol=1e-4
     )
