@@ -18,6 +18,7 @@ import torch
 from raylm.data.shards import NO_TARGET, Batch
 from raylm.errors import TrainError
 from raylm.model.document_attention import spans_for
+from raylm.model.varlen_attention import documents_for
 from raylm.train.objectives.intercept import inner
 from raylm.train.objectives.objective import Objective, evaluating
 
@@ -97,8 +98,12 @@ def _scored_segments(batch: Batch) -> np.ndarray:
 
 
 def attention_path(model: Any, batch: Batch) -> str:
-    """What keeps the documents of a batch apart: "mask", or "spans" of them."""
-    return "mask" if spans_for(inner(model), batch.segment_ids, apart=True) is None else "spans"
+    """What keeps the documents of a batch apart: a "mask", or places told to the attention of
+    CPUs ("spans") or of GPUs ("documents").
+    """
+    if spans_for(inner(model), batch.segment_ids, apart=True) is not None:
+        return "spans"
+    return "mask" if documents_for(inner(model), batch.segment_ids) is None else "documents"
 
 
 def _fewest(model: Any, batch: Batch, rows: list[int]) -> Batch:

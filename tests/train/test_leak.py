@@ -18,7 +18,8 @@ from raylm.config.train import TrainConfig
 from raylm.data.shards import NO_TARGET, Batch
 from raylm.errors import TrainError
 from raylm.model import document_attention
-from raylm.model.document_attention import Span, spans_for, use_document_attention
+from raylm.model.document_attention import spans_for, use_document_attention
+from raylm.model.spans import Span
 from raylm.train.leak import _rows, attention_path, check_no_leak
 from raylm.train.loop import Job, run_rank
 from raylm.train.metrics import MetricsTail
