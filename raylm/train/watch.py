@@ -47,6 +47,7 @@ class Watch:
         self._signs: list[Sign] = []
         self._next_nodes_s = time.monotonic() + _NODES_EVERY_S
         self._room_looks = 0
+        self._has_ended_one = False
         self._failed: set[tuple[str, type[Exception]]] = set()
         self._thread = threading.Thread(target=self._follow, name="raylm-train-watch", daemon=True)
         self.step = -1
@@ -147,7 +148,7 @@ class Watch:
         self.step = max([self.step, *(sign.step for sign in signs)])
         limit_s = self._job.config.hang_s
         silent_s, still_s = self._beats.look(signs, now_s), self._moves.look(signs, now_s)
-        if not limit_s or self.cause is not None:
+        if not limit_s or self._has_ended_one:
             return
         if late := silent(signs, silent_s, limit_s):
             self.cause = why_silent(late, silent_s)
@@ -156,6 +157,7 @@ class Watch:
         for one in late:
             try:
                 end_rank(one)
+                self._has_ended_one = True
             except Exception as error:  # its node may be gone with it
                 self._report(Tick("train", f"{one.name} cannot be ended: {error}"))
 
