@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ _SERVE_ENV = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where engine replicas run, and how many more there may be while they are replaced."""
+
+    surge_percent: int = 0
+    """Replicas started before old ones end, of those a deployment has; each needs its CPUs."""
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By a model's name, the labels of Ray nodes that its replicas need."""
+
+
 def build_application(
     models: Sequence[ServedModel],
     config: ServeConfig,
@@ -51,16 +62,18 @@ def build_application(
     keys: Sequence[Key],
     key_file: Path | None,
     num_threads: int,
+    placement: Placement = Placement(),
 ) -> serve.Application:
     """Everything that `serve.run` needs, bound together; files and batches lie beside
     `cache_root`, in the store."""
     engines = {
-        handle_key(i): _engine(model, config, engine, cache_root, num_threads)
+        handle_key(i): _engine(model, config, engine, cache_root, num_threads, placement)
         for i, model in enumerate(models)
     }
     gateway: Any = serve.deployment(serve.ingress()(GatewayReplica)).options(
         name=GATEWAY,
         num_replicas=config.gateways,
+        max_surge_percent=placement.surge_percent,
         # The gateway counts for itself, and refuses in OpenAI's shape.
         max_ongoing_requests=_UNLIMITED,
         ray_actor_options=_actor(config.cpus_per_gateway, 1),
@@ -116,8 +129,14 @@ def engine_name(model: ServedModel) -> str:
 
 
 def _engine(
-    model: ServedModel, config: ServeConfig, engine: EngineConfig, cache_root: Path, threads: int
+    model: ServedModel,
+    config: ServeConfig,
+    engine: EngineConfig,
+    cache_root: Path,
+    threads: int,
+    placement: Placement,
 ) -> Any:
+    labels = dict(placement.labels.get(model.name, {}))
     replica: Any = serve.deployment(EngineReplica).options(
         name=engine_name(model),
         **scaling(config),
@@ -125,7 +144,9 @@ def _engine(
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503),
         request_router_config=RequestRouterConfig(request_router_class=RotationRouter),
-        ray_actor_options=_actor(config.cpus_per_replica, threads),
+        max_surge_percent=placement.surge_percent,
+        ray_actor_options=_actor(config.cpus_per_replica, threads)
+        | ({"label_selector": labels} if labels else {}),
         **_lifecycle(config),
     )
     settings = engine.model_dump(mode="json") | {"num_threads": threads}
