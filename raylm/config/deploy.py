@@ -10,6 +10,7 @@ from raylm.config.pods import (
     AutoscalerConfig,
     HeadConfig,
     ImageConfig,
+    MetricsConfig,
     MonitoringConfig,
     NetworkPolicyConfig,
     PlacementConfig,
@@ -261,6 +262,8 @@ class TrainingConfig(Section):
     """Pods follow what the stages ask for; for elastic runs (`train.workers: {min, max}`)."""
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     """Who may connect."""
+    monitoring: MetricsConfig = MetricsConfig()
+    """Prometheus."""
     priority: PriorityConfig = PriorityConfig()
     """Priority of all pods."""
     spread: Literal["none", "prefer", "require"] = "prefer"

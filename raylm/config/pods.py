@@ -120,7 +120,7 @@ class NetworkPolicyConfig(Section):
     """Peers that may reach the endpoint, as in a NetworkPolicy's `from`; none lets everybody."""
     operator: dict[str, Any] = {
         "namespaceSelector": {},
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
     }
     """The KubeRay operator, which asks the head's dashboard."""
     prometheus: dict[str, Any] = {
@@ -141,19 +141,25 @@ class PriorityConfig(Section):
     """Its value; pods of lower ones are evicted first."""
 
 
-class MonitoringConfig(Section):
-    """For the Prometheus operator and Grafana; each switch needs their custom resources."""
+class MetricsConfig(Section):
+    """For the Prometheus operator; the switch needs its custom resources."""
 
     service_monitor: bool = False
-    """Have Prometheus read the endpoint's `/metrics` (with a key) and Ray's metrics."""
-    prometheus_rule: bool = False
-    """Alerts: nothing ready, errors, slow first tokens, requests waiting."""
-    dashboards: bool = False
-    """A ConfigMap that Grafana's sidecar loads."""
+    """Have Prometheus read the metrics of Ray, and of the endpoint where there is one (with the
+    client's key)."""
     labels: dict[str, str] = {}
     """Labels of these objects, by which Prometheus selects them."""
     interval: str = Field("30s", pattern=r"^\d+(s|m)$")
     """How often metrics are read."""
+
+
+class MonitoringConfig(MetricsConfig):
+    """For the Prometheus operator and Grafana."""
+
+    prometheus_rule: bool = False
+    """Alerts: no model ready, errors, slow first tokens, requests waiting."""
+    dashboards: bool = False
+    """A ConfigMap that Grafana's sidecar loads."""
 
 
 class PodConfig(Section):

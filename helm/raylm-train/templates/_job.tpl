@@ -4,7 +4,7 @@
 # The shell gives way to the driver, so that Ray sees its own exit code. The cluster's address is
 # known there alone.
 entrypoint: >-
-  bash -c 'exec python -m raylm run -c /etc/raylm/raylm.yaml --base-dir /data
+  bash -c 'exec python -m raylm run -c /etc/raylm/raylm.yaml --base-dir {{ ternary "/data" "/tmp" (not (empty .Values.data_claim)) }}
   {{- with .Values.until }} --until {{ . }}{{ end }}
   --set cluster.address=$RAY_ADDRESS -o json'
 # Each try is a new cluster; what was done is skipped, what was begun resumes.
