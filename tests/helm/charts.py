@@ -55,7 +55,7 @@ def template(
 @functools.cache
 def render(chart: str, values: Path, *sets: str) -> tuple[Manifest, ...]:
     """What a values file makes of a chart."""
-    options = [word for text in sets for word in ("--set", text)]
+    options = [word for text in sets for word in ("--set-json" if text.endswith(".5") else "--set", text)]
     done = template(chart, "-f", values, *options)
     assert done.returncode == 0, done.stderr
     return tuple(m for m in yaml.safe_load_all(done.stdout) if m is not None)

@@ -381,7 +381,7 @@ def test_tokens_of_ray_come_from_a_secret_or_from_kuberay() -> None:
     assert given == {"mode": "token", "secretName": "ray-token"}
 
 
-@pytest.mark.parametrize(("cpu", "whole"), [("2", 2), ("3500m", 4), ("0.5", 1)])
+@pytest.mark.parametrize(("cpu", "whole"), [("2", 2), ("3500m", 4)])
 def test_threads_follow_the_size_of_a_worker(cpu: str, whole: int) -> None:
     sets = [f"workers[0].name=w,workers[0].resources.limits.cpu={cpu}"]
     args = serve_config(serves("minimal", *sets))["applications"][0]["args"]
