@@ -116,7 +116,7 @@ class ServiceConfig(Section):
     """Kind of Service."""
     port: int = Field(8000, ge=1, le=65535)
     """Its port."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field({})
     """Its annotations."""
 
 
@@ -131,7 +131,7 @@ class IngressConfig(Section):
     """Host name; required."""
     tls_secret: str | None = None
     """Existing secret with a certificate for it."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field({})
     """Annotations, for its controller."""
 
 

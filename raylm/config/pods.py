@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raylm.config.section import Section
 
@@ -32,20 +32,20 @@ class ImageConfig(Section):
 class ResourcesConfig(Section):
     """CPU, memory and devices of a container, as Kubernetes counts them."""
 
-    requests: dict[str, Quantity] = {}
+    requests: dict[str, Quantity] = Field({})
     """What the scheduler keeps free for it."""
-    limits: dict[str, Quantity] = {}
+    limits: dict[str, Quantity] = Field({})
     """What it never gets more of. Ray offers the limits of cpu and memory, and all GPUs."""
 
 
 class PlacementConfig(Section):
     """Which nodes pods may run on."""
 
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field({})
     """Labels that a node must have."""
     tolerations: tuple[dict[str, Any], ...] = ()
     """Taints that pods put up with, as in a pod's spec."""
-    affinity: dict[str, Any] = {}
+    affinity: dict[str, Any] = Field({})
     """Affinity as in a pod's spec."""
 
 
@@ -73,6 +73,12 @@ class WorkerGroup(PlacementConfig):
         requests={"cpu": 2, "memory": "4Gi"}, limits={"cpu": 2, "memory": "4Gi"}
     )
     """CPU, memory and devices of each pod."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerGroup:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}")
+        return self
 
 
 class AutoscalerConfig(Section):
@@ -118,15 +124,19 @@ class NetworkPolicyConfig(Section):
     """Make the policies."""
     clients: tuple[dict[str, Any], ...] = ()
     """Peers that may reach the endpoint, as in a NetworkPolicy's `from`; none lets everybody."""
-    operator: dict[str, Any] = {
-        "namespaceSelector": {},
-        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
-    }
+    operator: dict[str, Any] = Field(
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+        }
+    )
     """The KubeRay operator, which asks the head's dashboard."""
-    prometheus: dict[str, Any] = {
-        "namespaceSelector": {},
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
-    }
+    prometheus: dict[str, Any] = Field(
+        {
+            "namespaceSelector": {},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+        }
+    )
     """Prometheus, which reads Ray's metrics."""
 
 
@@ -147,7 +157,7 @@ class MetricsConfig(Section):
     service_monitor: bool = False
     """Have Prometheus read the metrics of Ray, and of the endpoint where there is one (with the
     client's key)."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     """Labels of these objects, by which Prometheus selects them."""
     interval: str = Field("30s", pattern=r"^\d+(s|m)$")
     """How often metrics are read."""
@@ -165,11 +175,11 @@ class MonitoringConfig(MetricsConfig):
 class PodConfig(Section):
     """What all Ray pods of the release have."""
 
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field({})
     """Further environment variables; never secrets."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field({})
     """Further labels of pods."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field({})
     """Further annotations of pods."""
     user: int = Field(1000, ge=1)
     """The user and group that everything runs as; the image's own."""

@@ -40,9 +40,7 @@ def helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run it; not on any cluster."""
     env = {**os.environ, "KUBECONFIG": os.devnull}
     command = [find_helm(), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=env
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
 
 
 def template(
@@ -55,7 +53,9 @@ def template(
 @functools.cache
 def render(chart: str, values: Path, *sets: str) -> tuple[Manifest, ...]:
     """What a values file makes of a chart."""
-    options = [word for text in sets for word in ("--set-json" if text.endswith(".5") else "--set", text)]
+    options = [
+        word for text in sets for word in ("--set-json" if text.endswith(".5") else "--set", text)
+    ]
     done = template(chart, "-f", values, *options)
     assert done.returncode == 0, done.stderr
     return tuple(m for m in yaml.safe_load_all(done.stdout) if m is not None)
@@ -63,9 +63,7 @@ def render(chart: str, values: Path, *sets: str) -> tuple[Manifest, ...]:
 
 def one(manifests: tuple[Manifest, ...], kind: str, name: str | None = None) -> Manifest:
     """The manifest of a kind."""
-    found = [
-        m for m in manifests if m["kind"] == kind and name in (None, m["metadata"]["name"])
-    ]
+    found = [m for m in manifests if m["kind"] == kind and name in (None, m["metadata"]["name"])]
     assert len(found) == 1, f"{len(found)} of {kind} {name or ''}"
     return found[0]
 

@@ -78,9 +78,7 @@ def test_pods_are_restricted(chart: str, values: Path) -> None:
 
 
 @pytest.mark.parametrize(("chart", "values"), CI)
-def test_only_a_head_with_an_autoscaler_has_a_token_of_kubernetes(
-    chart: str, values: Path
-) -> None:
+def test_only_a_head_with_an_autoscaler_has_a_token_of_kubernetes(chart: str, values: Path) -> None:
     for where, spec in pods(render(chart, values)):
         has_token = spec.get("automountServiceAccountToken", True)
         scales = "headGroupSpec" in where and "serviceAccountName" not in spec
@@ -131,7 +129,9 @@ def test_a_typo_fails_with_the_name_of_its_key(wrong: str, said: str) -> None:
     assert said in done.stderr
 
 
-@pytest.mark.parametrize("wrong", ["config.train.stepz=3", "config.deploy.release=x", "untill=data"])
+@pytest.mark.parametrize(
+    "wrong", ["config.train.stepz=3", "config.deploy.release=x", "untill=data"]
+)
 def test_a_typo_in_a_run_fails_too(wrong: str) -> None:
     values = CHARTS / "raylm-train/ci/minimal-values.yaml"
     done = template("raylm-train", "-f", values, "--set", wrong)

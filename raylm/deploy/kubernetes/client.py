@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -18,13 +19,16 @@ _INSTALL = {
     "helm": "install Helm 3.14 or later, or `make helm` in a checkout of raylm",
     "kubectl": "install the kubectl of your cluster's version",
 }
-_UNREACHABLE = ("connection refused", "unable to connect", "no such host", "i/o timeout",
-                "deadline exceeded", "cluster unreachable")  # fmt: skip
+_FAIL = re.compile(r"^execution error at \([^)]*\): (.+)")
+_UNREACHABLE = (
+    "connection refused", "was refused", "unable to connect", "no such host", "i/o timeout",
+    "deadline exceeded", "cluster unreachable",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A cluster, by the context of the kubeconfig, and a namespace in it; None: the current ones."""
+    """A cluster, by its context in the kubeconfig, and a namespace; None takes the current ones."""
 
     context: str | None = None
     namespace: str | None = None
@@ -106,11 +110,9 @@ def failure(name: str, stderr: str) -> RaylmError:
     lines = [line for line in lines if not line.startswith(("level=", "W0", "W1", "E0", "E1"))]
     lines = [line for line in lines if not line.startswith("Use --debug")] or [f"{name} failed"]
     text = " ".join(lines).removeprefix("Error: ").removeprefix("error: ")
-    # Helm puts the path of the template and of the file before what the chart itself says.
-    _, found, own = text.rpartition("error calling fail: ")
-    if not found:
-        _, found, own = text.rpartition("error calling required: ")
-    text = own if found else text
+    # Helm puts the template's place before what the chart itself says.
+    own = _FAIL.search(text)
+    text = own[1] if own else text
     if any(word in text.lower() for word in _UNREACHABLE):
         return HostError(
             f"the cluster cannot be reached: {text}",
@@ -121,5 +123,5 @@ def failure(name: str, stderr: str) -> RaylmError:
         return HostError(
             text, code="kubernetes-forbidden", hint="ask who runs the cluster for a role"
         )
-    code = "chart-refused" if found or "meet the specifications" in text else f"{name}-failed"
+    code = "chart-refused" if own or "meet the specifications" in text else f"{name}-failed"
     return HostError(text, code=code)

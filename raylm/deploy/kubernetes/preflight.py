@@ -77,9 +77,7 @@ def check_kuberay(crd: Mapping[str, Any] | None, kind: str) -> None:
     """
     install = "install the KubeRay operator 1.6 or later, with its custom resources"
     if crd is None:
-        raise HostError(
-            f"this cluster has no {kind}.ray.io", code="kuberay-missing", hint=install
-        )
+        raise HostError(f"this cluster has no {kind}.ray.io", code="kuberay-missing", hint=install)
     served = [v for v in crd["spec"]["versions"] if v["name"] == "v1" and v["served"]]
     # Ray's token from an existing secret is new in 1.6.
     if not served or '"secretName"' not in _auth(served[0]):

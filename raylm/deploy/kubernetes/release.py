@@ -22,7 +22,10 @@ Values = Mapping[str, Any]
 POLL_S = 2.0
 GONE_S = 420.0
 """KubeRay gives the cleaning of Redis five minutes."""
-_RESOURCES: dict[Chart, tuple[str, ...]] = {"raylm": ("rayservice",), "raylm-train": ("rayjob", "raycronjob")}
+_RESOURCES: dict[Chart, tuple[str, ...]] = {
+    "raylm": ("rayservice",),
+    "raylm-train": ("rayjob", "raycronjob"),
+}
 
 
 def render(client: Client, chart: Chart, name: str, values: Values) -> str:
@@ -31,9 +34,7 @@ def render(client: Client, chart: Chart, name: str, values: Values) -> str:
     Raises:
         HostError: Helm is missing, or the chart refuses the values.
     """
-    return client.helm(
-        "template", name, str(chart_folder(chart)), "-f", "-", stdin=_yaml(values)
-    )
+    return client.helm("template", name, str(chart_folder(chart)), "-f", "-", stdin=_yaml(values))
 
 
 def install(client: Client, chart: Chart, name: str, values: Values) -> None:

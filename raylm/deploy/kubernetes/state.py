@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 _CAUSE = re.compile(r"raylm: cannot start: (\w+)\[([a-z0-9_-]+)\] ([^\n]+)")
+_NEVER = ("InitializingTimeout", "ValidationFailed")
+"""Reasons of KubeRay for which a RayService is not tried any more."""
 _WAITS = frozenset({"PodInitializing", "ContainerCreating"})
 
 
@@ -46,7 +48,9 @@ def service_state(status: Mapping[str, Any]) -> str:
         # The old model goes on, and the new one does not come up.
         return "failed" if broken else "ready"
     reason = conditions.get("Ready", {}).get("reason")
-    return "failed" if broken or reason in ("InitializingTimeout", "ValidationFailed") else "starting"
+    return (
+        "failed" if broken or reason in ("InitializingTimeout", "ValidationFailed") else "starting"
+    )
 
 
 def job_state(status: Mapping[str, Any]) -> str:
@@ -62,7 +66,7 @@ def job_state(status: Mapping[str, Any]) -> str:
 def causes(status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Why something does not come up: raylm's own words, then what pods wait for, then the rest."""
     texts = list(_messages(status))
-    own = [found[3].strip() for text in texts if (found := _CAUSE.search(text))]
+    own = [match[3].strip() for text in texts if (match := _CAUSE.search(text))]
     waiting = [why for pod in pods for why in _pod_causes(pod)]
     failed = [
         last
@@ -74,7 +78,7 @@ def causes(status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tupl
         c["message"]
         for c in status.get("conditions", [])
         if c["type"] == "Ready" and c["status"] == "False"
-        and c.get("reason") in ("InitializingTimeout", "ValidationFailed")
+        and c.get("reason") in _NEVER
     ]  # fmt: skip
     job = str(status.get("message", "")) if status.get("jobStatus") == "FAILED" else ""
     found = [*own, *waiting, *bad, *([] if own else failed), *filter(None, [job])]

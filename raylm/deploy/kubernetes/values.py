@@ -75,9 +75,7 @@ def chart_values(config: RunConfig) -> dict[str, Any]:
     gateways = serve.gateways if "gateways" in serve.model_fields_set else GATEWAYS
     serve = serve.model_copy(update={"gateways": gateways})
     _check_room(serve, len(models), deploy.workers)
-    values = ServeValues(
-        **_fields(deploy), models=tuple(models), serve=serve, engine=config.engine
-    )
+    values = ServeValues(**_fields(deploy), models=tuple(models), serve=serve, engine=config.engine)
     return _plain("raylm", values)
 
 
