@@ -25,6 +25,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("raylm.cli.serve:serve", "put models behind an OpenAI-compatible endpoint"),
         "chat": ("raylm.cli.chat:chat", "talk to what is served"),
         "keys": ("raylm.cli.keys:app", "make, list and revoke API keys of the endpoint"),
+        "deploy": ("raylm.cli.deploy:app", "a served model, or a run, on Kubernetes"),
         "bench": ("raylm.cli.bench:bench", "put load on an endpoint, and say how it was borne"),
     },
     "Look after it": {

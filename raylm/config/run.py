@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from raylm.config.cluster import ClusterConfig
 from raylm.config.compress import CompressConfig
 from raylm.config.data import DataConfig
+from raylm.config.deploy import DeployConfig
 from raylm.config.engine import EngineConfig
 from raylm.config.evaluate import EvaluateConfig
 from raylm.config.model import ModelConfig
@@ -35,6 +36,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     serve: ServeConfig = ServeConfig()
     cluster: Annotated[ClusterConfig, OUTSIDE_KEY] = ClusterConfig()
+    deploy: Annotated[DeployConfig, OUTSIDE_KEY] = DeployConfig()
 
     @model_validator(mode="after")
     def _context_holds_a_sequence(self) -> RunConfig:

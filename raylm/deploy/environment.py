@@ -87,6 +87,11 @@ def cluster_env(cluster_id: str, ports: Ports, *, temp_dir: Path, token: Path) -
 def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
     if haproxy_binary() is None:
         return {}
+    return haproxy_env(ports, temp_dir, connections=max_connections(max_files()))
+
+
+def haproxy_env(ports: Ports, temp_dir: Path, *, connections: int) -> dict[str, str]:
+    """What makes Serve put HAProxy in front, with raylm's script for the binary in `temp_dir`."""
     folder = temp_dir / "ha"
     low, high = ports.replica_http
     low_grpc, high_grpc = ports.replica_grpc
@@ -103,7 +108,7 @@ def _serve_env(ports: Ports, temp_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections(max_files())),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(connections),
         # Streams send a comment every 15 s, so the default of an hour is for nobody's good.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(STILL_S),
         # Workers of before a reload end then, answers or not; requests may take 300 s.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raylm.serve.results import engine_key
 from raylm.serve.router import RotationRouter
 from raylm.serve.scaling import scaling
 from raylm.serve.shared import LedgerReplica, ResultsReplica
-from raylm.serve.vllm import placement, vllm_actor
+from raylm.serve.vllm import gpu_bundles, vllm_actor
 
 APP = "raylm"
 GATEWAY = "gateway"
@@ -44,6 +45,16 @@ _SERVE_ENV = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where engine replicas run, and how many more there may be while they are replaced."""
+
+    surge_percent: int = 0
+    """Replicas started before old ones end, of those a deployment has; each needs its CPUs."""
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By a model's name, the labels of Ray nodes that its replicas need."""
+
+
 def build_application(
     models: Sequence[ServedModel],
     config: ServeConfig,
@@ -53,16 +64,18 @@ def build_application(
     keys: Sequence[Key],
     key_file: Path | None,
     num_threads: int,
+    placement: Placement = Placement(),
 ) -> serve.Application:
     """Everything that `serve.run` needs, bound together; files and batches lie beside
     `cache_root`, in the store."""
     engines = {
-        handle_key(i): _engine(model, config, engine, cache_root, num_threads)
+        handle_key(i): _engine(model, config, engine, cache_root, num_threads, placement)
         for i, model in enumerate(models)
     }
     gateway: Any = serve.deployment(serve.ingress()(GatewayReplica)).options(
         name=GATEWAY,
         num_replicas=config.gateways,
+        max_surge_percent=placement.surge_percent,
         # The gateway counts for itself, and refuses in OpenAI's shape.
         max_ongoing_requests=_UNLIMITED,
         ray_actor_options=_actor(config.cpus_per_gateway, 1),
@@ -117,11 +130,18 @@ def engine_name(model: ServedModel) -> str:
 
 
 def _engine(
-    model: ServedModel, config: ServeConfig, engine: EngineConfig, cache_root: Path, threads: int
+    model: ServedModel,
+    config: ServeConfig,
+    engine: EngineConfig,
+    cache_root: Path,
+    threads: int,
+    placement: Placement,
 ) -> Any:
     actor = _actor(config.cpus_per_replica, threads)
     if takes_vllm(model.path, engine):
         actor = vllm_actor(actor, engine)
+    if labels := placement.labels.get(model.name):
+        actor["label_selector"] = dict(labels)
     replica: Any = serve.deployment(EngineReplica).options(
         name=engine_name(model),
         **scaling(config),
@@ -129,8 +149,9 @@ def _engine(
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=503),
         request_router_config=RequestRouterConfig(request_router_class=RotationRouter),
+        max_surge_percent=placement.surge_percent,
         ray_actor_options=actor,
-        **placement(model, engine, config.cpus_per_replica),
+        **gpu_bundles(model, engine, config.cpus_per_replica),
         **_lifecycle(config),
     )
     settings = engine.model_dump(mode="json") | {"num_threads": threads}

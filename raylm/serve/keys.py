@@ -229,13 +229,17 @@ def _read_lines(path: Path, text: str) -> tuple[Key, ...]:
 
 def _read_private(path: Path) -> str:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        found = path.stat()
+        mode = stat.S_IMODE(found.st_mode)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"serve.api_keys: cannot read {path}: {error}", code="keys-unreadable"
         ) from error
-    if mode & 0o077:
+    # A secret that Kubernetes mounts is root's, and readable by the group of the pod alone; whoever
+    # serves can read it by no other right, and cannot change its mode.
+    is_mounted = found.st_uid != os.geteuid() and not mode & 0o037
+    if mode & 0o077 and not is_mounted:
         raise ConfigError(
             f"serve.api_keys: {path} has mode {mode:04o}; others could read the keys",
             code="keys-exposed",

@@ -32,7 +32,7 @@ def vllm_actor(options: dict[str, Any], engine: EngineConfig) -> dict[str, Any]:
     return changed | ({"num_gpus": 1} if _num_gpus(engine) == 1 else {})
 
 
-def placement(model: ServedModel, engine: EngineConfig, num_cpus: float) -> dict[str, Any]:
+def gpu_bundles(model: ServedModel, engine: EngineConfig, num_cpus: float) -> dict[str, Any]:
     """Options of a deployment whose replicas take several GPUs: a placement group for each.
 
     The replica itself is in the first bundle and vLLM's workers, one a GPU, in those after it.
