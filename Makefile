@@ -9,7 +9,7 @@ OWN_PARTS := tests/train tests/data tests/deploy tests/serve tests/integration \
   tests/product
 PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check generate clean
+.PHONY: help demo test faults cluster-up cluster-down check generate clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,6 +47,12 @@ faults: .venv/dev ## Kill and resume, at full counts
 	  echo "== faults: $$part"; \
 	  $(BIN)/python -m pytest -m faults $$part || [ $$? -eq 5 ] || failed=1; \
 	done; exit $$failed
+
+cluster-up: ## A real Kubernetes with KubeRay on this machine, without Docker; needs root
+	@$(PYTHON) -m k8s.local up
+
+cluster-down: ## Remove it, and all that it left
+	@$(PYTHON) -m k8s.local down
 
 check: .venv/dev ## Style, types and the order of imports
 	@$(BIN)/ruff check .
