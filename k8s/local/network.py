@@ -8,10 +8,13 @@ from pathlib import Path
 
 from k8s.local import plan
 from k8s.local.command import run, succeeds
+from k8s.local.layout import STATE
 from k8s.local.plan import BRIDGE, CONTROL, DEVICE, MACHINES, WORKERS, Machine
 from raylm.errors import HostError
 
 _NAMESPACES = Path("/run/netns")
+_FIRST = STATE / "first-namespaces"
+"""There when this machine had no named namespace before: `ip` makes a mount for the first."""
 
 
 def make() -> None:
@@ -21,6 +24,8 @@ def make() -> None:
         HostError: the addresses are in use on this machine, or the kernel refuses.
     """
     _check_free()
+    if not _NAMESPACES.is_mount():
+        _FIRST.touch()
     for machine in plan.ALL:
         run("ip", "netns", "add", machine.namespace)
         _ip(machine, "link", "set", "lo", "up")
@@ -45,6 +50,9 @@ def remove() -> None:
     succeeds("ip", "link", "delete", DEVICE)
     for name in namespaces():
         run("ip", "netns", "delete", name)
+    if _FIRST.exists() and _NAMESPACES.is_mount() and not any(_NAMESPACES.iterdir()):
+        run("umount", _NAMESPACES)
+        _NAMESPACES.rmdir()
 
 
 def namespaces() -> list[str]:
