@@ -59,7 +59,8 @@ def _folders() -> list[str]:
     """Where programs of a cluster keep things by default, with what is there."""
     found: list[str] = []
     for pattern in (
-        "/run/netns/cni-*", "/run/netns/raylm-k8s-*", "/run/containerd/**/*", "/run/flannel/*", "/run/xtables.lock",
+        "/run/netns/cni-*", "/run/netns/raylm-k8s-*", "/run/containerd/**/*",
+        "/run/xtables.lock",
         "/var/lib/cni/**/*", "/var/lib/kubelet/*", "/var/lib/containerd/*", "/var/lib/raylm*",
         "/var/log/pods/*", "/var/log/containers/*", "/etc/cni/net.d/*",
     ):  # fmt: skip
