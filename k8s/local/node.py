@@ -153,6 +153,8 @@ def kubelet(cgroup: str) -> dict[str, Any]:
         # Nothing outside of the cluster is reached from it, so there is no name to ask for.
         "resolvConf": "",
         "oomScoreAdj": 0,
+        # By default it makes a folder in /usr, which is this machine's.
+        "volumePluginDir": f"{INSIDE}/volume-plugins",
         # The disk is this machine's: a kubelet must not remove images because others fill it.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,

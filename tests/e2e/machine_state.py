@@ -63,6 +63,7 @@ def _folders() -> list[str]:
         "/run/xtables.lock",
         "/var/lib/cni/**/*", "/var/lib/kubelet/*", "/var/lib/containerd/*", "/var/lib/raylm*",
         "/var/log/pods/*", "/var/log/containers/*", "/etc/cni/net.d/*",
+        "/usr/libexec/kubernetes/**/*",
     ):  # fmt: skip
         found += map(str, Path("/").glob(pattern.removeprefix("/")))
     for hierarchy in Path("/sys/fs/cgroup").glob("*"):
