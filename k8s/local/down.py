@@ -7,7 +7,7 @@ from pathlib import Path
 
 from k8s.local import cgroups, network
 from k8s.local.layout import STATE
-from k8s.local.processes import kill_all, wait_until
+from k8s.local.processes import kill_all, names, recorded, wait_until
 from raylm.errors import HostError
 
 _ENDED_S = 30.0
@@ -44,10 +44,11 @@ def remains() -> list[str]:
 
 
 def _are_dead() -> bool:
-    # All are in the machines' networks, or in pods' groups and pid namespaces, which end with
-    # their machine's first process.
-    pids = network.pids() + cgroups.processes()
-    kill_all(pids)
+    # A machine's first process ends after all others of its pid namespace have, pods' too. One
+    # that is ending is in no network any more, so those that were recorded are asked for too.
+    known = [pid for pid in map(recorded, names()) if pid is not None]
+    pids = {*known, *network.pids(), *cgroups.processes()}
+    kill_all(sorted(pids))
     return not pids
 
 

@@ -77,9 +77,10 @@ def _processes() -> list[str]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             name = (path / "comm").read_text().strip()
+            ended = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             continue
-        if name.startswith(_CLUSTER_PROGRAMS):
+        if name.startswith(_CLUSTER_PROGRAMS) and not ended:
             found.append(f"{path.name} {name}")
     return found
 
