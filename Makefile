@@ -11,7 +11,7 @@ PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
 IMAGE ?= raylm:$(LOCK)
 LOCK ?= serve
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check generate image clean
+.PHONY: help demo test faults cluster-up cluster-down check generate image clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,12 @@ faults: .venv/dev ## Kill and resume, at full counts
 	  echo "== faults: $$part"; \
 	  $(BIN)/python -m pytest -m faults $$part || [ $$? -eq 5 ] || failed=1; \
 	done; exit $$failed
+
+cluster-up: ## A real Kubernetes with KubeRay on this machine, without Docker; needs root
+	@$(PYTHON) -m k8s.local up
+
+cluster-down: ## Remove it, and all that it left
+	@$(PYTHON) -m k8s.local down
 
 check: .venv/dev ## Style, types and the order of imports
 	@$(BIN)/ruff check .
