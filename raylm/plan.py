@@ -19,19 +19,28 @@ from raylm.config.run import RunConfig
 from raylm.config.train import TrainConfig
 from raylm.data.shards import PackedSplit
 from raylm.errors import HostError, MissingExtra, RaylmError
-from raylm.pipeline import connector, find_result
+from raylm.pipeline import connector, find_result, run_name
 from raylm.progress import Report, silent
-from raylm.stage import Context
+from raylm.stage import CHECKPOINTS, Context
 from raylm.stages import STAGES
 from raylm.store import Store
 from raylm.train.metrics import METRICS, read_metrics
 from raylm.train.objectives.objective import choose
 from raylm.train.peak import measure_peak, mfu
-from raylm.train.plan.disk import Disk, disk
-from raylm.train.plan.fit import changed, does_not_fit, fits, largest_micro_batch, nearest_fitting
-from raylm.train.plan.memory import Memory, host_bytes, peak_memory
+from raylm.train.plan.disk import Disk, check_disk, checkpoints_size, disk, nearest_on_disk
+from raylm.train.plan.fit import (
+    changed,
+    does_not_fit,
+    does_not_fit_host,
+    fits,
+    fits_host,
+    largest_micro_batch,
+    nearest_fitting,
+    nearest_on_host,
+)
+from raylm.train.plan.memory import Memory, host_bytes, host_peak, peak_memory
 from raylm.train.plan.pace import Pace, pace
-from raylm.train.plan.room import Room, this_node
+from raylm.train.plan.room import Room, Shortage, this_node
 from raylm.train.plan.subject import Subject, subject_of
 from raylm.train.precision import choose_precision
 
@@ -64,30 +73,60 @@ class Plan:
     largest_micro_batch: int | None
     disk: Disk
     free_disk_bytes: int
+    there_bytes: int
+    """Of the run's checkpoints that lie there already: it goes on from them."""
+    has_bucket: bool
+    store: Path
     pace: Pace
     """As predicted, whether or not there was a probe."""
     probe: Probe | None
     host_bytes: int
     """What a worker keeps in its host's memory instead of its GPU's."""
+    host_peak_bytes: int
+    """The most that a worker on a GPU has in its host's memory; 0 of one without."""
     precision_why: str | None
     """Why `train.precision: auto` is what it is; None if it was given."""
     unknown: tuple[str, ...]
     """What could not be told, and why."""
 
     @property
+    def shortage(self) -> Shortage | None:
+        """Why the workers cannot be placed; None if they can, or if nothing is known."""
+        return None if self.room is None else self.room.shortage(self.config)
+
+    @property
     def room_bytes(self) -> int | None:
         """What one worker has; None is unknown."""
-        return None if self.room is None else self.room.worker_bytes(self.config)
+        return None if self.room is None else self.room.worker_bytes(self.config) or None
+
+    @property
+    def host_room_bytes(self) -> int | None:
+        """What a worker on a GPU has of its host's memory; None is unknown."""
+        if self.room is None or not self.config.gpus_per_worker:
+            return None
+        return self.room.host_bytes(self.config) or None
 
     @property
     def fits(self) -> bool | None:
-        """Whether a worker's peak fits what it has; None is unknown."""
-        return None if self.room_bytes is None else self.memory.total_bytes <= self.room_bytes
+        """Whether a worker's peak fits what it has, on its GPU and beside it; None is unknown."""
+        if self.room is None or self.room_bytes is None:
+            return None
+        if not fits(self.subject, self.config, self.room.worker_bytes):
+            return False
+        return not self.config.gpus_per_worker or fits_host(
+            self.subject, self.config, self.room.host_bytes
+        )
+
+    @property
+    def fits_disk(self) -> bool:
+        """Whether the disk holds what the training writes."""
+        return self.disk.written_bytes <= self.free_disk_bytes + self.there_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         found = asdict(self)
         del found["config"], found["room"]
+        found["store"] = str(self.store)
         found["model"] = found.pop("subject") | {
             "architecture": self.subject.architecture,
             "num_parameters": self.subject.num_parameters,
@@ -99,8 +138,14 @@ class Plan:
             "workers", "zero", "precision", "micro_batch", "global_batch",
             "activation_checkpointing", "offload",
         }  # fmt: skip
-        found["room_bytes"] = self.room_bytes
-        return {"fits": self.fits, "train": self.config.model_dump(include=names)} | found
+        found["room_bytes"], found["host_room_bytes"] = self.room_bytes, self.host_room_bytes
+        shortage = self.shortage
+        return {
+            "fits": self.fits,
+            "fits_disk": self.fits_disk,
+            "not_placed": shortage.why if shortage else None,
+            "train": self.config.model_dump(include=names),
+        } | found
 
     @property
     def expected_s(self) -> float | None:
@@ -153,6 +198,11 @@ def make_plan(
     )
     if worker_peak is None:
         unknown += ("time: the peak of the workers' device is not known",)
+    shortage = room.shortage(train) if room else None
+    if shortage is not None:
+        unknown += (f"whether a worker's memory is enough: {shortage.why}",)
+    has_bucket = store.bucket is not None
+    free, there = psutil.disk_usage(str(store.root)).free, _there(config, store)
     if planned.steps is None:
         unknown += ("steps and tokens: train.time_s says how long, not how many",)
     return Plan(
@@ -160,15 +210,19 @@ def make_plan(
         subject=subject,
         memory=peak_memory(subject, train),
         room=room,
-        nearest=_nearest(subject, train, room),
+        nearest=_nearest(subject, train, room, free + there, has_bucket=has_bucket),
         largest_micro_batch=(
             None if room is None else largest_micro_batch(subject, train, room.worker_bytes)
         ),
-        disk=disk(subject, train, _size(dataset), has_bucket=store.bucket is not None),
-        free_disk_bytes=psutil.disk_usage(str(store.root)).free,
+        disk=disk(subject, train, _size(dataset), has_bucket=has_bucket),
+        free_disk_bytes=free,
+        there_bytes=there,
+        has_bucket=has_bucket,
+        store=store.root,
         pace=planned,
         probe=probe,
         host_bytes=host_bytes(subject, train) if train.gpus_per_worker else 0,
+        host_peak_bytes=host_peak(subject, train) if train.gpus_per_worker else 0,
         precision_why=chosen.why if chosen else None,
         unknown=unknown,
     )
@@ -197,14 +251,34 @@ def _subject(config: RunConfig, split: PackedSplit | None) -> Subject:
 
 
 def require_fit(plan: Plan) -> None:
-    """Refuse a plan whose workers do not fit.
+    """Refuse a plan whose workers do not fit, or whose files do not.
 
     Raises:
-        HostError: a worker needs more memory than it has; the hint is the nearest that fits.
+        HostError: the workers cannot be placed here, one needs more memory than it has, or the
+            disk does not hold what is written; the hint is the nearest that fits.
     """
-    if plan.fits is False:
+    subject, config, shortage = plan.subject, plan.config, plan.shortage
+    if shortage is not None and shortage.is_certain:
+        raise HostError(
+            f"the workers {shortage.why}",
+            code="cluster-too-small",
+            hint="lower train.workers or what each takes (train.cpus_per_worker, "
+            "train.gpus_per_worker), or set cluster.address to a larger cluster",
+        )
+    if plan.fits is False and config.check_memory:
         assert plan.room is not None
-        raise does_not_fit(plan.subject, plan.config, plan.memory, plan.room.worker_bytes)
+        room = plan.room.worker_bytes
+        if not fits(subject, config, room):
+            raise does_not_fit(subject, config, plan.memory, room)
+        raise does_not_fit_host(subject, config, room, plan.room.host_bytes)
+    check_disk(
+        subject,
+        config,
+        plan.store,
+        free_bytes=plan.free_disk_bytes,
+        there_bytes=plan.there_bytes,
+        has_bucket=plan.has_bucket,
+    )
 
 
 def located(config: RunConfig, base_dir: Path) -> RunConfig:
@@ -268,11 +342,25 @@ def _num_cpus(config: RunConfig) -> int:
     return config.cluster.num_cpus or len(os.sched_getaffinity(0))
 
 
-def _nearest(subject: Subject, config: TrainConfig, room: Room | None) -> dict[str, str]:
-    if room is None or fits(subject, config, room.worker_bytes):
+def _nearest(
+    subject: Subject, config: TrainConfig, room: Room | None, disk_bytes: int, *, has_bucket: bool
+) -> dict[str, str]:
+    found: TrainConfig | None = config
+    if room is not None and room.shortage(config) is None:
+        if config.gpus_per_worker:
+            found = nearest_on_host(subject, config, room.worker_bytes, room.host_bytes)
+        else:
+            found = nearest_fitting(subject, config, room.worker_bytes)
+    if found is None:
         return {}
-    found = nearest_fitting(subject, config, room.worker_bytes)
-    return changed(config, found) if found else {}
+    kept = nearest_on_disk(subject, found, disk_bytes, has_bucket=has_bucket)
+    return {} if kept is None else changed(config, found) | kept
+
+
+def _there(config: RunConfig, store: Store) -> int:
+    """Bytes of checkpoints that a killed attempt has left."""
+    run = store.root / "runs" / run_name(config)
+    return sum(checkpoints_size(folder) for folder in run.glob(f"train-*/{CHECKPOINTS}"))
 
 
 def _size(artifact: Artifact | None) -> int | None:

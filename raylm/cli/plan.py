@@ -25,7 +25,7 @@ def plan(
     store: StorePlace = None,
     output: Output = "text",
 ) -> None:
-    """Say what the training will cost: memory, disk, time; exit code 3 if it does not fit.
+    """Say what the training will cost: memory, disk, time; exit code 3 if it does not fit here.
 
     Without --probe nothing is started, and time is estimated from the speed of a matrix product.
     """
@@ -72,8 +72,11 @@ def _memory(plan: Plan) -> str:
         ["it has", _known(plan.room_bytes, human_bytes)],
         ["largest micro-batch that fits", "-" if most is None else str(most)],
     ]
-    if plan.host_bytes:
-        rows.append(["in its host's memory", human_bytes(plan.host_bytes)])
+    if plan.host_peak_bytes:
+        if plan.host_bytes:
+            rows.append(["in its host's memory", human_bytes(plan.host_bytes)])
+        rows.append(["most in its host's memory", human_bytes(plan.host_peak_bytes)])
+        rows.append(["its host has", _known(plan.host_room_bytes, human_bytes)])
     return _table("memory of a worker", rows)
 
 
@@ -89,6 +92,7 @@ def _disk(plan: Plan) -> str:
         ["the dataset", _known(disk.dataset_bytes, human_bytes)],
         ["together", human_bytes(disk.total_bytes)],
         ["free", human_bytes(plan.free_disk_bytes)],
+        *([["there from before", human_bytes(plan.there_bytes)]] if plan.there_bytes else []),
     ]
     return _table("disk", rows)
 

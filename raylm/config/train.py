@@ -94,8 +94,8 @@ class CheckpointConfig(Section):
     keep: Annotated[int, OUTSIDE_KEY] = Field(2, ge=1)
     """Newest complete checkpoints that are kept."""
     keep_best: Annotated[int, OUTSIDE_KEY] = Field(0, ge=0)
-    """Checkpoints of the lowest held-out loss that are kept beside the newest; each checkpoint is
-    then validated before it is saved."""
+    """Checkpoints of the lowest held-out loss that are kept beside the newest. Each checkpoint is
+    then validated before it is saved or, with `validate_aside`, beside the training."""
     upload: Annotated[bool, OUTSIDE_KEY] = True
     """Where the store is a bucket, copy complete checkpoints there while the training goes on,
     so that another machine can take it over."""
@@ -197,12 +197,18 @@ class TrainConfig(Section):
     gpus_per_worker: Annotated[float, OUTSIDE_KEY] = Field(0.0, ge=0)
     check_memory: Annotated[bool, OUTSIDE_KEY] = True
     """Refuse to start workers that will need more memory than they have (docs/plan.md)."""
+    check_disk: Annotated[bool, OUTSIDE_KEY] = True
+    """Refuse to start a training whose checkpoints and model the disk does not hold."""
     mask_documents: bool = True
     """A token attends only to its own document."""
     activation_checkpointing: bool = False
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: Annotated[CheckpointConfig, OUTSIDE_KEY] = CheckpointConfig()
+    result: Literal["last", "best"] = "last"
+    """What the written model is. last: after the last step; best: the checkpoint with the lowest
+    held-out loss of those that `checkpoint.keep_best` keeps, or the last step if its loss is no
+    higher."""
     validate_every: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)
     """Steps between looks at the held-out split; None looks only at the end."""
     validate_aside: Annotated[AsideConfig | None, OUTSIDE_KEY] = None
@@ -226,11 +232,6 @@ class TrainConfig(Section):
     def _shapes_fit(self) -> TrainConfig:
         if self.steps is not None and self.time_s is not None:
             raise ValueError("set either steps or time_s, not both")
-        if self.validate_aside is not None and self.checkpoint.keep_best:
-            raise ValueError(
-                "checkpoint.keep_best knows a checkpoint's held-out loss before it is saved, "
-                "validate_aside finds it after: set one of them"
-            )
         if self.validate_aside is not None and self.is_alone:
             raise ValueError("validate_aside runs in a Ray task, which workers: 0 does without")
         if isinstance(self.workers, WorkerRange):
@@ -278,6 +279,15 @@ class TrainConfig(Section):
             del found["compile"]
         if self.liger is None:
             del found["liger"]
+        if self.result == "last":
+            del found["result"]
+        else:
+            # Among which checkpoints the best is chosen is of no matter to the last.
+            found["checkpoint"] = {
+                "every_steps": self.checkpoint.every_steps,
+                "every_s": None if self.checkpoint.every_steps else self.checkpoint.every_s,
+                "aside": self.validate_aside is not None,
+            }
         return found
 
 
@@ -293,6 +303,8 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
         yield "precision=fp16 needs zero=1, 2 or 3, whose loss scale starts low enough and is told"
     if config.liger and not config.gpus_per_worker:
         yield "liger=true is for GPUs (gpus_per_worker is 0); on CPUs raylm has kernels of its own"
+    if config.result == "best" and not config.checkpoint.keep_best:
+        yield "result=best is one of the best checkpoints; set checkpoint.keep_best to 1 or more"
     if config.compile and config.zero == 3:
         yield "compile does not go with zero=3, which gathers weights inside layers; set zero to 2"
     if config.optimizer.name == "muon" and config.offload != "none":

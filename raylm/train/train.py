@@ -38,7 +38,8 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
 
     Raises:
         DataError: the dataset has fewer sequences than one step takes.
-        HostError: the cluster cannot hold the workers, or its memory not what they need.
+        HostError: the cluster cannot hold the workers, its memory not what they need, or the
+            disk not what they write.
         RaylmError: a worker failed; the message has the cause, the hint the place of its log.
     """
     objective = _check(model, config, dataset)
@@ -48,7 +49,14 @@ def train(model: ModelConfig, config: TrainConfig, dataset: Artifact, context: C
     if chosen is not None:
         context.report(Tick("train", f"precision {chosen.precision}: {chosen.why}"))
     split = PackedSplit.open(dataset.path, "train")
-    predicted = check_training(model, config, split, context.store.root)
+    predicted = check_training(
+        model,
+        config,
+        split,
+        context.store.root,
+        checkpoints=context.work / CHECKPOINTS,
+        has_bucket=context.store.bucket is not None,
+    )
     context.work.mkdir(parents=True, exist_ok=True)
     if not context.resume:
         shutil.rmtree(context.work / CHECKPOINTS, ignore_errors=True)

@@ -124,3 +124,60 @@ def test_an_unknown_preset_gets_the_nearest(raylm) -> None:
     done = raylm("plan", "--set", "model.preset=llama-30")
     assert done.code == 2
     assert "did you mean" in done.err
+
+
+def test_what_the_disk_does_not_hold_is_code_3_with_what_does(
+    raylm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 16 * PRESETS["llama-30m"].num_parameters(8192)
+    free = 3 * size
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr("raylm.plan.psutil.disk_usage", lambda path: usage)
+    done = raylm("plan", *SMALL, "-o", "json")
+    assert done.code == 3
+    found = done.json
+    assert (found["fits"], found["fits_disk"]) == (True, False)
+    assert found["nearest"] == {"train.checkpoint.keep": "1"}
+    assert "error[plan-disk-too-small]" in done.err
+    assert "--set train.checkpoint.keep=1 fits" in done.err
+    again = raylm("plan", *SMALL, "--set", "train.checkpoint.keep=1", "-o", "json")
+    assert again.code == 0
+    assert again.json["fits_disk"] is True
+    forced = raylm("plan", *SMALL, "--set", "train.check_disk=false", "-o", "json")
+    assert (forced.code, forced.json["fits_disk"]) == (0, False)
+
+
+def test_more_workers_than_cores_are_no_matter_of_memory(raylm) -> None:
+    sets = ("--set", "train.workers=64", "--set", "train.global_batch=512")
+    done = raylm("plan", *SMALL, *sets, "--set", "cluster.num_cpus=2", "-o", "json")
+    assert done.code == 3
+    found = done.json
+    assert (found["fits"], found["room_bytes"], found["nearest"]) == (None, None, {})
+    assert found["not_placed"] == "cannot be placed: 64 CPUs wanted, 2 here"
+    assert "error[cluster-too-small]: the workers cannot be placed: 64 CPUs wanted" in done.err
+    assert "smaller" not in done.err
+
+
+def test_gpus_that_are_not_here_are_not_known(raylm) -> None:
+    sets = ("--set", "train.gpus_per_worker=1", "--set", "train.workers=1")
+    done = raylm("plan", *SMALL, *sets, "-o", "json")
+    assert done.code == 0, done.err
+    found = done.json
+    assert (found["fits"], found["room_bytes"], found["host_room_bytes"]) == (None, None, None)
+    assert found["not_placed"] == "GPUs cannot be seen from here"
+    assert any("GPUs cannot be seen from here" in line for line in found["unknown"])
+    text = raylm("plan", *SMALL, *sets).out
+    assert "not known: whether a worker's memory is enough: GPUs cannot be seen" in text
+
+
+def test_an_offloaded_optimizer_must_fit_the_host(raylm, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(8, 2 * GIB, (64 * GIB,))
+    monkeypatch.setattr("raylm.plan.this_node", lambda num_cpus: node)
+    sets = ("--set", "train.gpus_per_worker=1", "--set", "train.workers=1",
+            "--set", "model.preset=llama-100m")  # fmt: skip
+    offloaded = raylm("plan", *sets, "--set", "train.offload=optimizer", "-o", "json")
+    assert offloaded.code == 3
+    assert offloaded.json["nearest"] == {"train.offload": "none"}
+    assert offloaded.json["host_peak_bytes"] > offloaded.json["host_room_bytes"] == 2 * GIB
+    assert "of its host's memory" in offloaded.err
+    assert raylm("plan", *sets, "-o", "json").code == 0

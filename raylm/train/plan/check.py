@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from raylm.config.model import ModelConfig
 from raylm.config.train import TrainConfig
 from raylm.data.shards import PackedSplit
 from raylm.train.peak import known_peak
-from raylm.train.plan.disk import checkpoint_bytes
+from raylm.train.plan.disk import check_disk, checkpoint_bytes, checkpoints_size
 from raylm.train.plan.fit import check_fits
 from raylm.train.plan.pace import pace
 from raylm.train.plan.room import Room, cluster_room, this_node
@@ -18,15 +19,24 @@ from raylm.train.plan.subject import subject_of
 
 
 def check_training(
-    model: ModelConfig, config: TrainConfig, split: PackedSplit, root: Path
+    model: ModelConfig,
+    config: TrainConfig,
+    split: PackedSplit,
+    root: Path,
+    *,
+    checkpoints: Path | None = None,
+    has_bucket: bool = False,
 ) -> dict[str, Any] | None:
     """The predicted cost of a training, for its record; None for a model of unknown cost.
 
     Args:
         root: the store's folder, where the peak of this machine is remembered.
+        checkpoints: the run's folder of them, which a resumed run has filled before.
+        has_bucket: the store is one.
 
     Raises:
-        HostError: a worker needs more memory than it has, and `train.check_memory` is on.
+        HostError: a worker needs more memory than it has, and `train.check_memory` is on, or
+            the disk does not hold what is written, and `train.check_disk` is on.
     """
     subject = subject_of(
         model, seq_len=split.seq_len, vocab_size=split.vocab_size,
@@ -34,7 +44,17 @@ def check_training(
     )  # fmt: skip
     if subject is None:
         return None
-    memory = check_fits(subject, config, connected_room().worker_bytes)
+    room = connected_room()
+    host = room.host_bytes if config.gpus_per_worker else None
+    memory = check_fits(subject, config, room.worker_bytes, host)
+    check_disk(
+        subject,
+        config,
+        root,
+        free_bytes=shutil.disk_usage(root).free,
+        there_bytes=checkpoints_size(checkpoints) if checkpoints else 0,
+        has_bucket=has_bucket,
+    )
     expected = pace(
         subject,
         config,

@@ -1,6 +1,7 @@
 """The memory of one worker, part by part, at the moment when it is fullest.
 
-Three moments are compared: the backward pass as it begins (all activations are there), the
+Four moments are compared: the model as it is built (on a GPU it is moved there first, and its host
+has it meanwhile), the backward pass as it begins (all activations are there), the
 reduction of the gradients as it ends (all gradients are there, and copies of them), and the
 optimizer's step. What DeepSpeed 0.19 keeps is read from its stage_1_and_2.py, stage3.py and
 engine.py, under the settings of `raylm.train.zero`; what autograd keeps of a layer was counted
@@ -68,7 +69,9 @@ class Memory:
 
 def peak_memory(subject: Subject, config: TrainConfig) -> Memory:
     """The memory of one worker at its fullest moment."""
-    moments = (_backward(subject, config), _reduction(subject, config), _step(subject, config))
+    moments = [_backward(subject, config), _reduction(subject, config), _step(subject, config)]
+    if not config.gpus_per_worker:
+        moments.append(_start(subject, config))
     return max(moments, key=lambda memory: memory.total_bytes)
 
 
@@ -82,6 +85,29 @@ def host_bytes(subject: Subject, config: TrainConfig) -> int:
         return 0
     weights = width_bytes(config) if config.zero < 3 or config.offload == "all" else 0
     return -(-subject.num_parameters // config.min_workers) * (16 + weights)
+
+
+def start_bytes(subject: Subject) -> int:
+    """The model in float32, which every worker builds whole in its host's memory, whatever is
+    partitioned afterwards."""
+    return 4 * subject.num_parameters
+
+
+def host_peak(subject: Subject, config: TrainConfig) -> int:
+    """The most that a worker on a GPU has in its host's memory, with its process: the model as it
+    is built, or what is offloaded."""
+    return PROCESS_BYTES + max(start_bytes(subject), host_bytes(subject, config))
+
+
+def _start(subject: Subject, config: TrainConfig) -> Memory:
+    """The model is built, and cut: whole in fp32, beside the share of it that is kept."""
+    share = -(-subject.num_parameters // config.min_workers) if config.zero == 3 else 0
+    return Memory(
+        moment="as the model is built",
+        parameters=start_bytes(subject) + share * width_bytes(config),
+        allocator=_ARENA_BYTES,
+        process=PROCESS_BYTES,
+    )
 
 
 def _backward(subject: Subject, config: TrainConfig) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ import psutil
 
 from raylm.config.train import TrainConfig
 from raylm.nvidia import query_gpus
+from raylm.train.placement import room as places
 
 # Ray ends workers when a node's memory is fuller than this (RAY_memory_usage_threshold).
 _RAY_LIMIT = 0.95
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why workers cannot be placed."""
+
+    why: str
+    is_certain: bool
+    """False: what they need is not seen from here, and may be where they run."""
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """The nodes that workers are put on."""
 
@@ -39,23 +51,66 @@ class Room:
     def worker_bytes(self, config: TrainConfig) -> int:
         """The least that one of the workers has; 0 if they cannot all be placed.
 
-        Ray fills one node before it takes the next. On GPUs it is the smallest GPU's memory,
-        or the share of it that `gpus_per_worker` says.
+        On GPUs it is the smallest GPU's memory, or the share of it that `gpus_per_worker` says.
         """
-        if config.gpus_per_worker:
-            gpus = sorted((free for node in self.nodes for free in node.gpu_bytes), reverse=True)
-            taken = max(1, round(config.max_workers * config.gpus_per_worker))
-            if taken > len(gpus):
-                return 0
-            return int(gpus[taken - 1] * min(1.0, config.gpus_per_worker))
-        least, left = 0, config.max_workers
-        for node in sorted(self.nodes, key=lambda node: -node.num_cpus):
-            here = min(left, int(node.num_cpus / config.cpus_per_worker + 1e-9))
+        placed = self._placed(config)
+        if not config.gpus_per_worker or not placed:
+            return self.host_bytes(config)
+        gpus = sorted((free for node in self.nodes for free in node.gpu_bytes), reverse=True)
+        count = sum(here for _, here in placed)
+        taken = max(1, math.ceil(count * config.gpus_per_worker - _SLACK))
+        return int(gpus[taken - 1] * min(1.0, config.gpus_per_worker))
+
+    def host_bytes(self, config: TrainConfig) -> int:
+        """The least of its node's memory that one of the workers has; 0 if they cannot all be
+        placed."""
+        return min((node.memory_bytes // here for node, here in self._placed(config)), default=0)
+
+    def shortage(self, config: TrainConfig) -> Shortage | None:
+        """Why the least number of workers cannot be placed; None if it can."""
+        if self._placed(config):
+            return None
+        if config.gpus_per_worker and not any(node.gpu_bytes for node in self.nodes):
+            return Shortage("GPUs cannot be seen from here", is_certain=False)
+        aside, count = config.validate_aside, config.min_workers
+        wanted = {
+            "CPU": (count * config.cpus_per_worker + (aside.num_cpus if aside else 0.0),
+                    sum(node.num_cpus for node in self.nodes)),
+            "GPU": (count * config.gpus_per_worker + (aside.num_gpus if aside else 0.0),
+                    float(sum(len(node.gpu_bytes) for node in self.nodes))),
+        }  # fmt: skip
+        for name, (most, here) in wanted.items():
+            if most > here + _SLACK:
+                text = f"cannot be placed: {most:g} {name}s wanted, {here:g} here"
+                return Shortage(text, is_certain=True)
+        text = f"cannot be placed: {count} workers wanted, of each node's share there is room for "
+        return Shortage(text + f"{sum(self._most(config))}", is_certain=True)
+
+    def _most(self, config: TrainConfig) -> list[int]:
+        """Workers that each node holds."""
+        if config.is_alone:
+            return [int(not config.gpus_per_worker or bool(n.gpu_bytes)) for n in self.nodes]
+        nodes = [{"CPU": node.num_cpus, "GPU": float(len(node.gpu_bytes))} for node in self.nodes]
+        if config.validate_aside is not None:
+            largest = max(nodes, key=lambda node: node["CPU"])
+            largest["CPU"] -= config.validate_aside.num_cpus
+            largest = max(nodes, key=lambda node: node["GPU"])
+            largest["GPU"] -= config.validate_aside.num_gpus
+        return [max(0, places((node,), config)) for node in nodes]
+
+    def _placed(self, config: TrainConfig) -> list[tuple[Node, int]]:
+        """How many workers are on which node; empty if not even the least number fits.
+
+        Ray fills one node before it takes the next; the largest first is the worst case.
+        """
+        found, left = [], config.max_workers
+        nodes = zip(self.nodes, self._most(config), strict=True)
+        for node, most in sorted(nodes, key=lambda pair: -pair[1]):
+            here = min(left, most)
             if here:
-                share = node.memory_bytes // here
-                least = min(least, share) if least else share
+                found.append((node, here))
             left -= here
-        return 0 if left > 0 else least
+        return found if config.max_workers - left >= config.min_workers else []
 
 
 def this_node(num_cpus: float) -> Node:

@@ -1,6 +1,7 @@
 """What the train stage asks before it starts workers, on datasets of every format."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,6 +19,12 @@ CONFIG = TrainConfig(global_batch=8, micro_batch=4, workers=2)
 CASES: list[tuple[str, Format]] = [
     ("llama-1m", "chat"), ("t5-1m", "pairs"), ("bert-1m", "text"), ("bert-1m", "labels"),
 ]  # fmt: skip
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def room(monkeypatch: pytest.MonkeyPatch, worker_bytes: int) -> None:
@@ -53,4 +60,25 @@ def test_every_architecture_is_refused_where_it_does_not_fit(
         check_training(model, CONFIG, split, tmp_path)
     assert caught.value.code == "plan-does-not-fit"
     unchecked = CONFIG.model_copy(update={"check_memory": False})
+    assert check_training(model, unchecked, split, tmp_path) is not None
+
+
+def test_a_training_that_the_disk_does_not_hold_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room(monkeypatch, 8 * 2**30)
+    split = PackedSplit.open(write_dataset(tmp_path / "data", "text"), "train")
+    model = ModelConfig(preset="llama-1m")
+    monkeypatch.setattr(
+        "raylm.train.plan.check.shutil.disk_usage", lambda root: DiskUsage(10**9, 0, 10**6)
+    )
+    with pytest.raises(HostError) as caught:
+        check_training(model, CONFIG, split, tmp_path)
+    assert caught.value.code == "plan-disk-too-small"
+    left = tmp_path / "checkpoints" / "step-00000010" / "state"
+    left.mkdir(parents=True)
+    with (left / "shard.pt").open("wb") as file:
+        file.truncate(200_000_000)
+    assert check_training(model, CONFIG, split, tmp_path, checkpoints=left.parents[1]) is not None
+    unchecked = CONFIG.model_copy(update={"check_disk": False})
     assert check_training(model, unchecked, split, tmp_path) is not None

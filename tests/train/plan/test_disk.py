@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import pytest
 
 from raylm.config.model import ModelConfig
 from raylm.config.train import CheckpointConfig, OptimizerConfig, TrainConfig
+from raylm.errors import HostError
 from raylm.model.presets import PRESETS
 from raylm.train.plan.decoder import Decoder
-from raylm.train.plan.disk import checkpoint_bytes, disk
+from raylm.train.plan.disk import check_disk, checkpoint_bytes, disk, nearest_on_disk
 from raylm.train.plan.subject import subject_of
 
 DECODER = Decoder(PRESETS["llama-30m"], 8192, 512)
@@ -84,3 +87,66 @@ def test_without_a_dataset_the_rest_is_counted() -> None:
     found = disk(DECODER, TrainConfig(), None)
     assert found.dataset_bytes is None
     assert found.total_bytes == 3 * found.checkpoint_bytes + found.model_bytes
+
+
+def test_no_more_checkpoints_are_counted_than_the_steps_make() -> None:
+    config = TrainConfig(steps=100, checkpoint=CheckpointConfig(every_steps=60, keep=8))
+    assert disk(DECODER, config, None).num_checkpoints == 2
+    config = TrainConfig(steps=100, checkpoint=CheckpointConfig(every_steps=5, keep=8))
+    assert disk(DECODER, config, None).num_checkpoints == 9
+
+
+def test_a_checkpoint_that_is_looked_at_aside_lies_there_too() -> None:
+    config = TrainConfig.model_validate({"validate_aside": {"num_cpus": 0}})
+    assert disk(DECODER, config, None).num_checkpoints == 4
+
+
+def written(**checkpoint: object) -> int:
+    config = TrainConfig(checkpoint=CheckpointConfig.model_validate(checkpoint))
+    return disk(DECODER, config, None, has_bucket=True).written_bytes
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (written(keep=3, keep_best=2), {}),
+        (written(keep=2, keep_best=2), {"keep": "2"}),
+        (written(keep=1, keep_best=2), {"keep": "1"}),
+        (written(keep=1, keep_best=0), {"keep": "1", "keep_best": "0"}),
+        (
+            written(keep=1, keep_best=0, upload=False),
+            {"keep": "1", "keep_best": "0", "upload": "false"},
+        ),
+        (written(keep=1, keep_best=0, upload=False) - 1, None),
+    ],
+)
+def test_fewer_kept_checkpoints_are_the_nearest(free: int, expected: dict[str, str] | None) -> None:
+    config = TrainConfig(checkpoint=CheckpointConfig(keep=3, keep_best=2))
+    found = nearest_on_disk(DECODER, config, free, has_bucket=True)
+    keys = {f"train.checkpoint.{key}": value for key, value in (expected or {}).items()}
+    assert found == (None if expected is None else keys)
+
+
+def test_the_best_is_kept_where_it_is_to_be_the_result() -> None:
+    values = {"result": "best", "checkpoint": {"keep": 1, "keep_best": 2}}
+    config = TrainConfig.model_validate(values)
+    found = nearest_on_disk(DECODER, config, written(keep=1, keep_best=1, upload=False))
+    assert found == {"train.checkpoint.keep_best": "1"}
+    assert nearest_on_disk(DECODER, config, 10**8) is None
+
+
+def test_what_the_disk_does_not_hold_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(checkpoint=CheckpointConfig(keep=3))
+    wanted = disk(DECODER, config, None).written_bytes
+    check_disk(DECODER, config, tmp_path, free_bytes=wanted, there_bytes=0)
+    # What a killed attempt has left is written over, and not beside.
+    check_disk(DECODER, config, tmp_path, free_bytes=10**8, there_bytes=wanted - 10**8)
+    with pytest.raises(HostError, match="4 checkpoints of") as caught:
+        check_disk(DECODER, config, tmp_path, free_bytes=wanted - 1, there_bytes=0)
+    assert (caught.value.code, caught.value.exit_code) == ("plan-disk-too-small", 3)
+    assert str(caught.value.hint).startswith("--set train.checkpoint.keep=2 fits")
+    with pytest.raises(HostError) as caught:
+        check_disk(DECODER, config, tmp_path, free_bytes=10**8, there_bytes=0)
+    assert "larger disk" in str(caught.value.hint)
+    unchecked = config.model_copy(update={"check_disk": False})
+    check_disk(DECODER, unchecked, tmp_path, free_bytes=0, there_bytes=0)

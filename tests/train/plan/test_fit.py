@@ -15,7 +15,7 @@ from raylm.train.plan.fit import (
     micro_batches,
     nearest_fitting,
 )
-from raylm.train.plan.memory import peak_memory
+from raylm.train.plan.memory import PROCESS_BYTES, host_peak, peak_memory
 from raylm.train.plan.subject import Subject
 
 DECODER = Decoder(PRESETS["llama-30m"], 8192, 512)
@@ -146,3 +146,38 @@ def test_a_training_without_workers_is_offered_none() -> None:
     alone = CONFIG.model_copy(update={"workers": 0})
     assert {each.workers for each in candidates(alone)} == {0}
     assert largest_micro_batch(DECODER, alone, lambda _: 10**15) == 64
+
+
+GPU = CONFIG.model_copy(update={"gpus_per_worker": 1.0, "zero": 3, "offload": "all"})
+
+
+def test_what_is_offloaded_must_fit_the_host() -> None:
+    least = host_peak(DECODER, GPU)
+    assert check_fits(DECODER, GPU, lambda _: 10**12, lambda _: least).total_bytes > 0
+    without = host_peak(DECODER, GPU.model_copy(update={"offload": "none"}))
+    assert without < least
+    with pytest.raises(HostError) as caught:
+        check_fits(DECODER, GPU, lambda _: 10**12, lambda _: without)
+    assert caught.value.code == "plan-does-not-fit"
+    assert f"needs {least / GIB:.2f} GiB of its host's memory (what is offl" in caught.value.message
+    assert str(caught.value.hint).startswith("--set train.offload=none needs")
+    # Where the GPU has no room for it, more workers, each with a smaller share.
+    with pytest.raises(HostError, match="host's memory") as caught:
+        check_fits(
+            DECODER, GPU, lambda config: 10**12 if config.offload == "all" else 1, lambda _: without
+        )
+    assert "--set train.workers=8" in str(caught.value.hint)
+
+
+def test_every_worker_builds_the_whole_model_in_its_hosts_memory() -> None:
+    plain = GPU.model_copy(update={"offload": "none", "workers": 64, "micro_batch": 1})
+    assert host_peak(DECODER, plain) == PROCESS_BYTES + 4 * DECODER.num_parameters
+    with pytest.raises(HostError, match="the whole model in fp32"):
+        check_fits(DECODER, plain, lambda _: 10**12, lambda _: PROCESS_BYTES)
+
+
+def test_on_a_cpu_not_to_offload_is_the_nearest() -> None:
+    config = CONFIG.model_copy(update={"offload": "optimizer"})
+    found = nearest_fitting(DECODER, config, lambda _: need())
+    assert found is not None
+    assert changed(config, found) == {"train.offload": "none"}

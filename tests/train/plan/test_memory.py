@@ -255,3 +255,13 @@ def test_only_tokens_that_are_hidden_have_logits() -> None:
     assert of(BERT, micro_batch=16, zero=3).loss == loss
     decoder = of(SMALL, micro_batch=16, zero=3).loss
     assert decoder == tokens * 8192 * 12
+
+
+def test_the_whole_model_is_there_once_before_zero_3_cuts_it() -> None:
+    found = of(LARGE, zero=3, precision="bf16", workers=64, activation_checkpointing=True)
+    count = LARGE.num_parameters
+    assert found.moment == "as the model is built"
+    assert found.parameters == 4 * count + 2 * (count // 64)
+    # A GPU's memory has no part in it.
+    gpu = of(LARGE, zero=3, precision="bf16", workers=64, gpus_per_worker=1.0)
+    assert gpu.moment != "as the model is built"

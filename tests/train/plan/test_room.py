@@ -86,3 +86,52 @@ def test_a_cluster_of_this_machine_alone_is_looked_at() -> None:
     assert node.memory_bytes > 10**6
     elsewhere = {**here, "NodeManagerHostname": "another"}
     assert cluster_room([elsewhere]).nodes[0].memory_bytes == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "why", "is_certain"),
+    [
+        (room((2, 8)), {"workers": 64}, "cannot be placed: 64 CPUs wanted, 2 here", True),
+        (room((2, 8)), {"workers": 1, "gpus_per_worker": 1.0}, "GPUs cannot be seen", False),
+        (
+            Room((Node(8, GIB, (GIB,)),)), {"workers": 2, "gpus_per_worker": 1.0},
+            "cannot be placed: 2 GPUs wanted, 1 here", True,
+        ),
+        # Of each of two nodes half is left over.
+        (
+            room((3, 8), (3, 8)), {"workers": 3, "cpus_per_worker": 2.0},
+            "cannot be placed: 3 workers wanted, of each node's share there is room for 2", True,
+        ),
+        # A validation beside the training takes a core too.
+        (
+            room((2, 8)), {"workers": 2, "validate_aside": {"num_cpus": 1.0}},
+            "cannot be placed: 3 CPUs wanted, 2 here", True,
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_placed_is_told_by_what_is_short(
+    nodes: Room, values: dict[str, object], why: str, is_certain: bool
+) -> None:
+    config = TrainConfig.model_validate({"global_batch": 192, "micro_batch": 1} | values)
+    found = nodes.shortage(config)
+    assert found is not None
+    assert found.why.startswith(why)
+    assert found.is_certain is is_certain
+    assert nodes.worker_bytes(config) == nodes.host_bytes(config) == 0
+
+
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for() -> None:
+    config = TrainConfig.model_validate({"workers": {"min": 1, "max": 8}, "global_batch": 64})
+    assert room((2, 8)).worker_bytes(config) == 4 * GIB
+    assert room((2, 8)).shortage(config) is None
+
+
+def test_without_workers_the_process_has_all_of_the_node() -> None:
+    config = TrainConfig(workers=0, cpus_per_worker=4.0)
+    assert room((2, 8)).worker_bytes(config) == 8 * GIB
+
+
+def test_workers_on_gpus_share_their_hosts_memory() -> None:
+    node = Node(64, 500 * GIB, (70 * GIB, 80 * GIB))
+    config = TrainConfig(workers=2, global_batch=24, micro_batch=1, gpus_per_worker=1.0)
+    assert Room((node,)).host_bytes(config) == 250 * GIB
