@@ -40,7 +40,9 @@ def test_variants_are_served_side_by_side_under_one_name(store, tmp_path):
     folder = write_llama(tmp_path / "elsewhere" / "llama", layers=1, hidden=32)
     entry = variants(f32="notes", small=small, other=str(folder))
     entry = entry.model_copy(update={"default": "small"})
-    found = resolve(["notes-small", entry], store, tmp_path)[1:]
+    put(store, "plain", layers=1, hidden=32)
+    plain, *found = resolve(["plain", entry], store, tmp_path)
+    assert plain.variant is None and plain.names[0] == "plain"
     assert [m.names for m in found] == [
         ("notes@f32", whole),
         ("notes", "notes@small", small),
@@ -125,6 +127,9 @@ def test_two_models_of_one_name_are_refused_before_anything_starts(store, tmp_pa
     put(store, "notes")
     with pytest.raises(ConfigError, match="both named 'notes'"):
         resolve(["notes", variants(f32="notes")], store, tmp_path)
+    small = put(store, "small", layers=1)  # the same weights twice
+    with pytest.raises(ConfigError, match=f"both named '{small}'"):
+        resolve(["small", variants(a="small")], store, tmp_path)
 
 
 def test_a_merged_model_says_in_its_files_what_its_base_said(store, tmp_path):
