@@ -12,6 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from raylm.serve.answer import Items, Source
+from raylm.serve.begun import Begun
 from raylm.serve.cache import ResultCache
 from raylm.serve.call import Call
 from raylm.serve.catalog import Entry
@@ -62,16 +63,36 @@ class Dispatch:
         Raises:
             RequestError: 429 or 400, its tenant's limits do not allow it.
         """
-        meter = Meter()
-        await self.count(tenant, num_reserved_tokens(plan), call, held, meter)
+        meter, num_tokens = Meter(), num_reserved_tokens(plan)
         # A folder whose content nobody has hashed may change under its name.
-        if self.cache is None or not entry.model.digest or not repeatable:
+        if self.cache is not None and entry.model.digest and repeatable:
+            await self.count(tenant, num_tokens, call, held, meter)
+            return await self._kept(self.cache, plan, entry, tenant, call, held, meter)
+        if not self.quota.has_plenty(tenant, num_tokens):
+            await self.count(tenant, num_tokens, call, held, meter)
             return self._in_turn(plan, entry, tenant, meter)
+        # The engines begin while the message to the ledger is under way.
+        begun = Begun(self._in_turn(plan, entry, tenant, meter))
+        held.callback(begun.close)
+        await self.count(tenant, num_tokens, call, held, meter)
+        return begun.items()
+
+    async def _kept(
+        self,
+        cache: ResultCache,
+        plan: Plan,
+        entry: Entry,
+        tenant: Tenant,
+        call: Call,
+        held: ExitStack,
+        meter: Meter,
+    ) -> Source:
+        """The chunks of an answer that is kept, or will be."""
         owner = tenant.id if self.isolate else ""
         # Whoever listens has a deadline of its own; when the last has left, the work ends.
         requests = tuple(replace(request, deadline_s=None) for request in plan.requests)
         work = replace(plan, requests=requests)
-        served = await self.cache.serve(
+        served = await cache.serve(
             result_key(plan, entry.model.digest, self.engine_key, owner),
             plan,
             lambda: self._in_turn(work, entry, tenant, meter),

@@ -1,9 +1,10 @@
 """Quota: a gateway's side of tenants' limits, which all gateways count together.
 
-One message to the ledger and back before a call of a tenant that has limits, and one at its end
-that nobody waits for; tenants without limits cost nothing. A ledger that does not answer must
-not take answers down: the gateway then counts for itself, with its part of every limit, and asks
-again a little later (`raylm.serve.aside`).
+One message to the ledger and back before the answer to a tenant that has limits, and one at its
+end that nobody waits for; tenants without limits cost nothing. While a tenant has plenty left, its
+calls may begin beside that message (`has_plenty`). A ledger that does not answer must not take
+answers down: the gateway then counts for itself, with its part of every limit, and asks again a
+little later (`raylm.serve.aside`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Lease:
 
 
 NO_LIMITS = Lease()
+PLENTY = 0.25
+"""Of a limit, what must have been left for the next call to be begun before it is judged."""
 
 
 class LimitReached(RequestError):
@@ -78,6 +81,21 @@ class Quota:
         self._on_away = on_away
         self._aside = Aside("the deployment that counts limits")
         self._own = Ledger()
+        self._last: dict[str, Verdict] = {}
+
+    def has_plenty(self, tenant: Tenant, num_tokens: int) -> bool:
+        """Whether a call is all but certain to be let in, as the last one's verdict had it.
+
+        The call is judged all the same, and by what all gateways know; if it is refused after all,
+        the next one is judged first.
+        """
+        last = self._last.get(tenant.id)
+        if last is None or last.refused is not None:
+            return False
+        levels = (last.requests, 1), (last.tokens, num_tokens)
+        return all(
+            level is None or level.remaining >= num + PLENTY * level.limit for level, num in levels
+        )
 
     async def take(self, tenant: Tenant, num_tokens: int) -> Lease:
         """Count a call that may come to so many tokens.
@@ -107,6 +125,7 @@ class Quota:
                 self._close(lease, 0)  # it may have been counted, and only the answer is lost
             self._on_away()
             verdict, close = self._take_own(lease, tenant, num_tokens), self._close_own
+        self._last[tenant.id] = verdict
         if verdict.refused is not None:
             raise LimitReached(verdict)
         return Lease(lease, rate_headers(verdict), close)
