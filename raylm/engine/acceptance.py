@@ -18,7 +18,7 @@ _MEMORY = 0.9  # what is left of a trial after the next one: ten count
 _REST = 0.98  # what is left of them after a step without one: in a hundred steps it tries again
 _PRIOR_TRIALS = 2.0  # what others' guesses came to counts as much as so many of its own
 _LEAST_GAIN = 1.03  # a smaller one may be none: costs are measured on a machine that does more
-_LEAST_CHANCE = 0.05
+_LEAST_CHANCE = 0.1
 _NEW_AFTER = 128  # steps
 _LEAST_S = 1e-9
 _FIXED_TOKENS = 3.0  # what a step costs without any, in tokens; until it was measured
@@ -100,6 +100,8 @@ def num_worth_guessing(
     `chances` are of one guess to be right, by sequence; `seconds` is of steps by their tokens;
     `pass_s` is what it takes to guess one more token behind every sequence.
     """
+    if not any(n and p >= _LEAST_CHANCE for p, n in zip(chances, offered, strict=True)):
+        return [0] * len(chances)  # at once: this is every step of answers that repeat nothing
     worth, depths, owners = _candidates(chances, offered)
     gained = len(chances) + np.concatenate([[0.0], np.cumsum(worth)])
     guessing_s = pass_s * np.concatenate([[0], np.maximum.accumulate(depths)])

@@ -67,7 +67,7 @@ class Lookup:
 
     def known(self, sequence: Sequence) -> list[int]:
         """All that were found."""
-        return self._found[sequence.id]
+        return self._found.get(sequence.id, [])
 
     def forget(self, request_id: str) -> None:
         """Nothing is kept of an answer."""

@@ -69,7 +69,7 @@ class Speculation:
         self.num_confirmed_tokens += len(token_ids) - 1
         if self._is_broken:
             return
-        known = self._guesser.known(part.sequence) if part.can_guess else []
+        known = self._guesser.known(part.sequence)
         num_tried = min(len(known), len(token_ids))
         right = [guess == token for guess, token in zip(known, token_ids, strict=False)]
         num_right = right.index(False) if False in right else len(right)
