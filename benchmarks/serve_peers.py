@@ -58,6 +58,8 @@ QUANTIZED = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 def main() -> None:
     options = _options()
+    # Ended by a time limit, it ends the server that runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: dict[str, Any] = {"machine": _machine(), "servers": [], "bare": {}, "not_run": {},
                              "made_s": {}}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
