@@ -259,7 +259,6 @@ def random_model(folder: Path, options: argparse.Namespace) -> Path:
     """A Llama whose weights are noise, as transformers or compressed-tensors would store it."""
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models
 
     shape = SHAPES[options.shape]
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
@@ -300,9 +299,23 @@ def random_model(folder: Path, options: argparse.Namespace) -> Path:
             "quantization_status": "compressed", "config_groups": {"group_0": group},
         }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    vocab = {f"<{number}>": number for number in range(shape["vocab_size"])}
-    Tokenizer(models.WordLevel(vocab, "<0>")).save(str(folder / "tokenizer.json"))
+    _write_tokenizer(folder, shape["vocab_size"])
     return folder
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """One that all peers can read: bytes, and made-up words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: number for number, symbol in enumerate(alphabet)}
+    vocab |= {f"<{number}>": number for number in range(len(vocab), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": alphabet[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
 
 
 def _linear(name: str, size: tuple[int, int], weights: str) -> dict[str, Any]:

@@ -58,6 +58,8 @@ QUANTIZED = {"q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 def main() -> None:
     options = _options()
+    # Ended by a time limit, it ends the server that runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: dict[str, Any] = {"machine": _machine(), "servers": [], "bare": {}, "not_run": {},
                              "made_s": {}}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -230,24 +232,10 @@ def _run_bare(
 
 
 def _model(root: Path, options: argparse.Namespace, weights: str) -> Path:
-    """The random model with a tokenizer that all servers know: bytes, and made-up words."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     folder = root / weights
     if folder.exists():
         return folder
-    random_model(folder, argparse.Namespace(shape=options.shape, weights=weights))
-    size = SHAPES[options.shape]["vocab_size"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {symbol: number for number, symbol in enumerate(alphabet)}
-    vocab |= {f"<{number}>": number for number in range(len(vocab), size)}
-    tokenizer = Tokenizer(models.BPE(vocab, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": alphabet[0]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
-    return folder
+    return random_model(folder, argparse.Namespace(shape=options.shape, weights=weights))
 
 
 def _quantized(f16: Path, bits: str, binaries: Path) -> Path:

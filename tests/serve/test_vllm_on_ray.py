@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
-import psutil
 import pytest
 
 from raylm.config.engine import EngineConfig, VllmConfig
@@ -26,7 +25,7 @@ from raylm.serve.catalog import ServedModel
 from raylm.serve.prepare import served_folder
 from raylm.store import Store
 from tests.serve.conftest import make_tokenizer, write_llama
-from tests.serve.deployed import KEY, cluster, figures, num_running, replicas, until, write_keys
+from tests.serve.deployed import KEY, cluster, figures, num_running, until, write_keys
 
 PYTHON = os.environ.get("RAYLM_VLLM_PYTHON")
 pytestmark = [
@@ -161,31 +160,3 @@ def test_what_vllm_cannot_do_here_is_a_400_that_says_so(client):
         )
     with pytest.raises(openai.BadRequestError, match="cannot embed"):
         client.embeddings.create(model="tiny", input="the fox")
-
-
-def test_a_killed_replica_is_not_noticed_and_leaves_no_process(client, store, model, endpoint):
-    """The last one: a second replica comes, and the first that answers is killed in mid-answer."""
-    request = {**SAMPLED, "max_tokens": 400}
-    undisturbed = client.completions.create(**request, prompt="the fox").choices[0].text
-    folder = store.root / "again"
-    folder.mkdir()
-    write_keys(folder)
-    two = CONFIG.model_copy(update={"replicas": 2, "port": endpoint.port})
-    deploy([model], two, ENGINE, cache_root=store.root / "engine", base_dir=folder)
-    until(lambda: len(replicas("engine-tiny")) == 2)
-    before = {process.pid: process for process in replicas("engine-tiny")}
-    children = {pid: process.children(recursive=True) for pid, process in before.items()}
-    assert all(children.values())  # vLLM's own processes
-    # Two streams, one of them on each replica.
-    streams = [client.completions.create(**request, prompt="the fox", stream=True) for _ in "ab"]
-    texts = [next(iter(stream)).choices[0].text for stream in streams]
-    killed, process = next(iter(before.items()))
-    process.kill()
-    for number, stream in enumerate(streams):
-        texts[number] += "".join(e.choices[0].text for e in stream if e.choices)
-    assert texts == [undisturbed] * 2
-    until(lambda: not any(_is_alive(child) for child in children[killed]))
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
