@@ -112,7 +112,7 @@ class GuardConfig(Section):
     """A loss so many deviations above those of the last 64 steps is a spike; 0 only looks for
     losses and gradients that are no finite numbers."""
     max_rollbacks: int = Field(3, ge=0)
-    """Windows of samples that are skipped before the run gives up."""
+    """Windows of samples that are skipped within 1,000 steps before the run gives up."""
 
 
 class WorkerRange(Section):
@@ -188,8 +188,8 @@ class TrainConfig(Section):
     replace_s: Annotated[float, OUTSIDE_KEY] = Field(300.0, ge=0)
     """Seconds to wait for nodes, after a loss has left less room than the run needs."""
     hang_s: Annotated[float, OUTSIDE_KEY] = Field(120.0, ge=0)
-    """Seconds without a sign of life after which a worker counts as hung, is named and replaced;
-    0 is off."""
+    """Seconds without a sign of life, or without a move of any worker (ten steps if that is
+    longer), after which a worker counts as hung, is named and replaced; 0 is off."""
     guard: GuardConfig = GuardConfig()
     cpus_per_worker: Annotated[float, OUTSIDE_KEY] = Field(1.0, gt=0)
     threads_per_worker: Annotated[int | None, OUTSIDE_KEY] = Field(None, ge=1)

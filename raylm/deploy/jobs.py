@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +21,12 @@ from raylm.deploy.job_log import JobLog
 from raylm.errors import ConfigError, HostError, MissingExtra, nearest
 
 STOP_WAIT_S = 30
-"""What a job's driver gets between SIGTERM and SIGKILL; Ray's default of 3 s is too short for
-a training loop to end its workers."""
+"""What a driver gets between SIGTERM and SIGKILL to end its workers; Ray's default of 3 s is too
+short. What it may save before that comes on top."""
+_STOP_WAIT = "stop_wait_s"
 ENDED = ("succeeded", "failed", "stopped")
 _POLL_S = 0.5
+_KILL_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,12 @@ class Job:
     """UTC, ISO 8601."""
     ended: str | None
     metadata: dict[str, str]
-    """`run`, `stage` and `raylm` (its version) of what `raylm submit` sent."""
+    """`run`, `stage` and `raylm` (its version) of what `raylm submit` sent, and `stop_wait_s`."""
+
+    @property
+    def stop_wait_s(self) -> int:
+        """What its driver gets between SIGTERM and SIGKILL."""
+        return int(self.metadata.get(_STOP_WAIT, STOP_WAIT_S))
 
     @property
     def has_ended(self) -> bool:
@@ -90,20 +98,30 @@ class Jobs:
             self._client: Any = JobSubmissionClient(dashboard.url, headers=headers)
 
     def submit(
-        self, job_id: str, entrypoint: str, *, runtime_env: dict[str, Any], metadata: dict[str, str]
+        self,
+        job_id: str,
+        entrypoint: str,
+        *,
+        runtime_env: dict[str, Any],
+        metadata: dict[str, str],
+        save_s: float = 0.0,
     ) -> None:
         """Hand a job over to the cluster.
+
+        Args:
+            save_s: what it may take to save when it is told to end, before it ends its workers.
 
         Raises:
             HostError: the cluster refuses it.
         """
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+        wait_s = str(STOP_WAIT_S + math.ceil(save_s))
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}
         with self._errors():
             self._client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=job_id,
                 runtime_env={**runtime_env, "env_vars": variables},
-                metadata=metadata,
+                metadata={**metadata, _STOP_WAIT: wait_s},
             )
 
     def list(self) -> list[Job]:
@@ -181,11 +199,11 @@ class Jobs:
         """End a job: SIGTERM, then SIGKILL; returns when it has ended.
 
         Raises:
-            HostError: it has not ended half a minute after it should have.
+            HostError: it has not ended half a minute after it was killed.
         """
         with self._errors():
             self._client.stop_job(job_id)
-        deadline = time.monotonic() + 2 * STOP_WAIT_S
+        deadline = time.monotonic() + self.get(job_id).stop_wait_s + _KILL_S
         while not (job := self.get(job_id)).has_ended:
             if time.monotonic() > deadline:
                 raise HostError(

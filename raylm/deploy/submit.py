@@ -19,6 +19,7 @@ import yaml
 import raylm
 from raylm.bucket import is_url, refuse_key
 from raylm.config.load import Loaded
+from raylm.config.train import CheckpointConfig
 from raylm.deploy.jobs import Jobs
 
 FILE = "raylm.yaml"
@@ -61,8 +62,14 @@ def submit(
             entrypoint(loaded.base_dir, until=until, force=force, resume=resume),
             runtime_env=runtime_env,
             metadata={"run": name, "stage": until or "all", "raylm": raylm.__version__},
+            save_s=save_s(loaded.config.train.checkpoint),
         )
     return job_id
+
+
+def save_s(config: CheckpointConfig) -> float:
+    """How long a training that is told to end may take for its last checkpoint."""
+    return config.grace_s + (config.upload_wait_s if config.upload else 0.0)
 
 
 def resolved(loaded: Loaded, store: str | None) -> str:

@@ -14,8 +14,9 @@ told. DeepSpeed's files are pickles: they are opened only after their hashes wer
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -31,7 +32,8 @@ from raylm.artifact import (
     sync_tree,
     write_atomic,
 )
-from raylm.errors import ArtifactError
+from raylm.errors import ArtifactError, HostError
+from raylm.train.shared import NOT_SHARED_HINT
 
 _STATE = "state"
 _DRAFT = ".draft-"
@@ -84,11 +86,17 @@ class Checkpointer:
         self.folder = folder
         self._rank, self._keep, self._keep_best, self._barrier = rank, keep, keep_best, barrier
 
-    def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+    def save(
+        self, progress: Progress, write: Callable[[Path], None], required: Collection[str] = ()
+    ) -> Path:
         """Save a checkpoint; `write(folder)` writes this rank's share of the state.
 
+        Args:
+            required: names in that folder that must be there when all ranks have written.
+
         Raises:
-            HostError: the disk is full; earlier checkpoints are untouched.
+            HostError: the disk is full, or a rank's share is not there; earlier checkpoints are
+                untouched.
         """
         draft = self.folder / f"{_DRAFT}{progress.step:08d}"
         final = self.folder / folder_name(progress.step)
@@ -100,6 +108,7 @@ class Checkpointer:
                 write(draft / _STATE)
                 self._barrier()
                 if self._rank == 0:
+                    _check_whole(draft / _STATE, required)
                     text = manifest_text(progress, hash_tree(draft))
                     sync_tree(draft)
                     write_atomic(draft / MANIFEST, text)
@@ -126,6 +135,17 @@ class Checkpointer:
             if path not in [c.path for c in keep]:
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_whole(state: Path, required: Collection[str]) -> None:
+    missing = sorted(name for name in required if not (state / name).exists())
+    if missing:
+        raise HostError(
+            f"ranks have written their shares of a checkpoint, and the first does not see "
+            f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} in {state}",
+            code="store-not-shared",
+            hint=NOT_SHARED_HINT,
+        )
 
 
 @contextmanager
@@ -165,9 +185,16 @@ def kept(found: Sequence[Checkpoint], step: int, keep: int, keep_best: int) -> l
     and those with the lowest held-out loss.
     """
     real = sorted((c for c in found if c.progress.step <= step), key=lambda c: -c.progress.step)
-    measured = [c for c in real if c.progress.held_out_loss is not None]
-    best = sorted(measured, key=lambda c: c.progress.held_out_loss or 0.0)[:keep_best]
+    # No number sorts before or after NaN: it would stay wherever it stands.
+    measured = [c for c in real if math.isfinite(_loss(c))]
+    best = sorted(measured, key=_loss)[:keep_best]
     return [c for c in real if c in real[:keep] or c in best]
+
+
+def _loss(checkpoint: Checkpoint) -> float:
+    """The held-out loss; infinite where it was not measured."""
+    loss = checkpoint.progress.held_out_loss
+    return math.inf if loss is None else loss
 
 
 # Reading ---------------------------------------------------------------------------------

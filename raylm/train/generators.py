@@ -20,6 +20,12 @@ def save_generators(folder: Path, rank: int, *, gpu: bool) -> None:
         save_array(folder / f"rng-cuda-{rank}.npy", torch.cuda.get_rng_state().numpy())
 
 
+def generator_files(world_size: int, *, gpu: bool) -> tuple[str, ...]:
+    """What `save_generators` writes on all ranks."""
+    names = ("rng", "rng-cuda") if gpu else ("rng",)
+    return tuple(f"{name}-{rank}.npy" for name in names for rank in range(world_size))
+
+
 def load_generators(folder: Path, rank: int, *, gpu: bool) -> None:
     """Go on drawing where the rank was; a checkpoint without a GPU's state leaves that one be."""
     torch.set_rng_state(_read(folder / f"rng-{rank}.npy"))

@@ -18,7 +18,8 @@ from raylm.config.model import ModelConfig
 from raylm.config.train import ObjectiveName, TrainConfig
 from raylm.train.flops import Flops
 from raylm.train.orders import Order
-from raylm.train.signs import Beat, beating
+from raylm.train.shared import check_shared
+from raylm.train.signs import RANKS, Beat, Doing, beating
 
 if TYPE_CHECKING:
     from raylm.train.worker import Worker
@@ -74,15 +75,18 @@ def run_rank(job: Job, *, rank: int, world_size: int, local_workers: int) -> Non
         local_workers: ranks on this node, which share its cores.
     """
     _bind_threads(job.config, local_workers)
+    # Before the first sign: a rank whose folder is gone takes itself for given up.
+    check_shared(job.work / RANKS / job.attempt, world_size=world_size)
     with beating(job.work, job.attempt, rank) as beat:
         from raylm.train.worker import Worker
 
-        worker = Worker(job, rank=rank, world_size=world_size)
+        worker = Worker(job, rank=rank, world_size=world_size, doing=beat.doing)
         worker.restore()
         worker.check_packing()
         worker.find_peak()
         if _train(worker, job.config, beat):
-            worker.write_model()
+            with beat.doing(Doing.WRITE_MODEL):
+                worker.write_model()
         worker.close()
 
 
@@ -101,10 +105,17 @@ def _train(worker: Worker, config: TrainConfig, beat: Beat) -> bool:
         worker.take_aside()
         every = config.validate_every
         if worker.finished() or (every and worker.done % every == 0):
-            worker.validate()
+            with beat.doing(Doing.VALIDATE):
+                worker.validate()
+                is_good = worker.judge_weights()
+            if not is_good:
+                continue
         stop = worker.wants() is Order.SAVE_AND_STOP and not worker.finished()
         if stop or _due(config, worker.done, worker.agree(time.monotonic() - saved_s)):
-            worker.save()
+            with beat.doing(Doing.SAVE):
+                is_good = worker.save()
+            if not is_good:
+                continue
             saved_s = time.monotonic()
         if stop:
             return False

@@ -21,6 +21,7 @@ from raylm.arrays import write_array
 from raylm.artifact import disk_errors, sync_folder
 from raylm.config.train import TrainConfig
 from raylm.data.shards import Split
+from raylm.train.guard import most_skips
 from raylm.train.objectives.objective import Ask, evaluating
 from raylm.train.shares import share
 from raylm.train.source import I64, Source
@@ -40,7 +41,7 @@ def rows_of_run(source: Source, config: TrainConfig) -> I64:
     num_samples = source.split.num_samples
     if config.steps is None:
         return np.arange(num_samples)
-    last = (config.steps + config.guard.max_rollbacks) * config.global_batch
+    last = (config.steps + most_skips(config.steps, config.guard)) * config.global_batch
     return np.unique(source.rows(np.arange(min(last, num_samples * -(-last // num_samples)))))
 
 

@@ -3,7 +3,8 @@
     <work>/ranks/<attempt>/rank-00003.json     rank, process, node, step, and a count of beats
 
 A thread of the rank writes its file every second, so that a process that is stopped, or that
-holds the interpreter for good, falls silent; a rank that waits for another one does not.
+holds the interpreter for good, falls silent. A rank that waits for another one does not: what
+each is at, and how far it has moved, tells who is waited for.
 
 The driver takes the folder away when it begins another attempt. A rank that finds it gone has
 been given up and did not hear of it (its node was cut off, or slept), and ends at once: it must
@@ -15,11 +16,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from raylm.processes import created_here
@@ -27,8 +32,20 @@ from raylm.processes import created_here
 RANKS = "ranks"
 """Folder in the stage's work folder."""
 BEAT_S = 1.0
-START_LIMIT_S = 300.0
-"""A rank that starts loads libraries, which can hold the interpreter for many seconds."""
+_STEPS, _LEAST_STEPS = 16, 3
+
+
+class Doing(StrEnum):
+    """What a rank is at, in words that follow "is"."""
+
+    START = "starting"
+    FIRST_STEP = "in its first step"
+    """Of an attempt, or after going back: it allocates and compiles."""
+    STEP = "in a step"
+    READ = "reading samples"
+    VALIDATE = "validating"
+    SAVE = "saving a checkpoint"
+    WRITE_MODEL = "writing the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,11 @@ class Sign:
     step: int = -1
     """Steps done; -1 while the worker starts."""
     beats: int = 0
+    doing: str = Doing.START
+    moves: int = 0
+    """Times that it went over to something else: ranks of one attempt count alike."""
+    step_s: float | None = None
+    """Median time of its last steps; None while there were few."""
 
     @property
     def name(self) -> str:
@@ -65,22 +87,50 @@ def begin_attempt(work: Path) -> str:
 
 
 class Beat:
-    """This rank's signs; `step` is set by the loop."""
+    """This rank's signs; the loop says what it is at."""
 
     def __init__(self, folder: Path, sign: Sign) -> None:
         self._file = folder / f"rank-{sign.rank:05d}.json"
         self._sign = asdict(sign)
+        self._is_first = True
+        self._stepped_s: float | None = None
+        self._steps_s: deque[float] = deque(maxlen=_STEPS)
         self._stop = threading.Event()
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="raylm-signs", daemon=True)
         self._thread.start()
 
     def step(self, done: int) -> None:
-        """Note how many steps are done; the first time it is written before this returns."""
-        has_begun = self._sign["step"] >= 0
+        """Note how many steps are done, and that the next begins; the first time it is written
+        before this returns.
+        """
+        has_begun, now_s = self._sign["step"] >= 0, time.monotonic()
+        if self._stepped_s is not None:
+            self._steps_s.append(now_s - self._stepped_s)
+        self._stepped_s = now_s
+        if len(self._steps_s) >= _LEAST_STEPS:
+            self._sign["step_s"] = round(statistics.median(self._steps_s), 3)
         self._sign["step"] = done
+        self._move(Doing.FIRST_STEP if self._is_first else Doing.STEP)
+        self._is_first = False
         if not has_begun:
             self._write()
+
+    @contextmanager
+    def doing(self, what: Doing) -> Iterator[None]:
+        """Be at something else for a while."""
+        before = self._sign["doing"]
+        self._move(what)
+        try:
+            yield
+        finally:
+            self._move(before)
+            if what is Doing.START:
+                self._is_first, self._stepped_s = True, None
+
+    def _move(self, what: Doing) -> None:
+        self._sign["doing"] = what
+        self._sign["moves"] += 1
 
     def close(self) -> None:
         """Stop, and take the file away."""
@@ -143,33 +193,3 @@ def read_signs(work: Path) -> list[Sign]:
         except (OSError, ValueError, TypeError):
             continue  # just being replaced
     return found
-
-
-class Silence:
-    """Who has fallen silent, by the clock of the one who looks; time is a parameter."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, int, float]] = {}
-
-    def look(self, signs: list[Sign], now_s: float) -> Mapping[int, float]:
-        """Seconds since each rank's last beat was seen to change."""
-        for sign in signs:
-            seen = self._seen.get(sign.rank)
-            if seen is None or seen[:2] != (sign.pid, sign.beats):
-                self._seen[sign.rank] = (sign.pid, sign.beats, now_s)
-        return {sign.rank: now_s - self._seen[sign.rank][2] for sign in signs}
-
-
-def hung(signs: list[Sign], silent_s: Mapping[int, float], limit_s: float) -> list[Sign]:
-    """Ranks that have been silent for too long, the longest first.
-
-    If all are silent, the machine was, not a rank: then nobody is hung.
-    """
-    late = [
-        sign
-        for sign in signs
-        if silent_s[sign.rank] > (limit_s if sign.step >= 0 else max(limit_s, START_LIMIT_S))
-    ]
-    if len(late) == len(signs) > 1:
-        return []
-    return sorted(late, key=lambda sign: -silent_s[sign.rank])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from raylm.processes import is_same
 from raylm.progress import Report, Tick
 from raylm.train.aside import Aside, nodes_for_workers
+from raylm.train.ending import end_rank
+from raylm.train.hung import (
+    Unchanged,
+    WatchedTime,
+    silent,
+    stalled,
+    why_silent,
+    why_stalled,
+)
 from raylm.train.loop import Job
 from raylm.train.metrics import METRICS, MetricsTail
 from raylm.train.notices import NoticesTail
 from raylm.train.orders import Order, give_order
 from raylm.train.placement import draining_nodes, room
-from raylm.train.signs import Sign, Silence, hung, read_signs
+from raylm.train.signs import Sign, read_signs
 
 _LOOK_S = 0.5
 _NODES_EVERY_S = 5.0
@@ -33,6 +39,16 @@ class Watch:
         self._job, self._num_workers, self._report = job, num_workers, report
         self._notices = NoticesTail(job.work)
         self._stop = threading.Event()
+        self._tail = MetricsTail(job.work / METRICS)
+        self._aside: Aside | None = None
+        self._watched = WatchedTime()
+        self._beats = Unchanged(lambda sign: sign.beats)
+        self._moves = Unchanged(lambda sign: sign.moves)
+        self._signs: list[Sign] = []
+        self._next_nodes_s = time.monotonic() + _NODES_EVERY_S
+        self._room_looks = 0
+        self._has_ended_one = False
+        self._failed: set[tuple[str, type[Exception]]] = set()
         self._thread = threading.Thread(target=self._follow, name="raylm-train-watch", daemon=True)
         self.step = -1
         """The last step that was seen; -1 before the first."""
@@ -48,7 +64,7 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._tell()
+        self._look_at_notices()
 
     def wait(self, work: Callable[[], object]) -> None:
         """Call something outside the main thread, and wait for it here.
@@ -81,40 +97,87 @@ class Watch:
             raise failure[0]
 
     def _follow(self) -> None:
-        job = self._job
         text = f"starting {self._num_workers} worker{'s' * (self._num_workers > 1)}"
-        text = "starting here" if job.config.is_alone else text
+        text = "starting here" if self._job.config.is_alone else text
         self._report(Tick("train", text, is_notice=True))
-        tail, silence = MetricsTail(job.work / METRICS), Silence()
-        aside = Aside(job, self._report) if job.config.validate_aside else None
-        looks, next_nodes_s = 0, time.monotonic() + _NODES_EVERY_S
+        looks = (
+            self._look_at_notices, self._look_at_progress, self._look_aside, self._look_at_ranks,
+            self._look_at_nodes,
+        )  # fmt: skip
         while not self._stop.wait(_LOOK_S):
-            self._tell()
-            steps = [line for line in tail.new() if "loss" in line]
-            if steps:
-                self._report(_tick(steps[-1], job.config.time_s))
-            if aside is not None:
-                aside.look()
-            now = time.monotonic()
-            signs = read_signs(job.work)
-            self.step = max([self.step, *(sign.step for sign in signs)])
-            if job.config.hang_s and self.cause is None:
-                self._end_hung(signs, silence, now)
-            may_restart = self.step >= 0 and self.restart is None and not job.config.is_alone
-            if may_restart and now >= next_nodes_s:
-                next_nodes_s = now + _NODES_EVERY_S
-                looks = looks + 1 if self._could_grow() else 0
-                self.restart = leaving(signs, draining_nodes(), time.time()) or (
-                    "the cluster has grown" if looks >= _ROOM_LOOKS else None
-                )
-                if self.restart:
-                    give_order(job.work, Order.SAVE_AND_STOP)
-        if aside is not None:
-            aside.close()
+            for look in looks:
+                self._try(look)
+        self._try(self._close_aside)
 
-    def _tell(self) -> None:
+    def _try(self, look: Callable[[], None]) -> None:
+        """Whoever looks has other things to watch over: what fails is told once."""
+        try:
+            look()
+        except Exception as error:
+            what = look.__name__.removeprefix("_").replace("_", " ")
+            if (what, type(error)) in self._failed:
+                return
+            self._failed.add((what, type(error)))
+            text = f"cannot {what}, and tries again: {type(error).__name__}: {error}"
+            with suppress(Exception):
+                self._report(Tick("train", text, is_notice=True))
+
+    def _look_at_notices(self) -> None:
         for text in self._notices.new():
             self._report(Tick("train", text, is_notice=True))
+
+    def _look_at_progress(self) -> None:
+        steps = [line for line in self._tail.new() if "loss" in line]
+        if steps:
+            self._report(_tick(steps[-1], self._job.config.time_s))
+
+    def _look_aside(self) -> None:
+        if self._job.config.validate_aside is None:
+            return
+        if self._aside is None:
+            self._aside = Aside(self._job, self._report)
+        self._aside.look()
+
+    def _close_aside(self) -> None:
+        if self._aside is not None:
+            self._aside.close()
+
+    def _look_at_ranks(self) -> None:
+        now_s = self._watched.look(time.monotonic())
+        signs = self._signs = read_signs(self._job.work)
+        self.step = max([self.step, *(sign.step for sign in signs)])
+        limit_s = self._job.config.hang_s
+        silent_s, still_s = self._beats.look(signs, now_s), self._moves.look(signs, now_s)
+        if not limit_s or self._has_ended_one:
+            return
+        if late := silent(signs, silent_s, limit_s):
+            self.cause = why_silent(late, silent_s)
+        elif late := stalled(signs, still_s, limit_s, self._num_workers):
+            self.cause = why_stalled(late, still_s, len(signs))
+        for one in late:
+            try:
+                end_rank(one)
+                self._has_ended_one = True
+            except Exception as error:  # its node may be gone with it
+                self._report(Tick("train", f"{one.name} cannot be ended: {error}"))
+
+    def _look_at_nodes(self) -> None:
+        may_restart = self.step >= 0 and self.restart is None and not self._job.config.is_alone
+        now_s = time.monotonic()
+        if not may_restart or now_s < self._next_nodes_s:
+            return
+        self._next_nodes_s = now_s + _NODES_EVERY_S
+        # First: room may not be known (`nodes_for_workers`), and a node that goes does not wait.
+        self._restart(leaving(self._signs, draining_nodes(), time.time()))
+        if self.restart is None:
+            self._room_looks = self._room_looks + 1 if self._could_grow() else 0
+            if self._room_looks >= _ROOM_LOOKS:
+                self._restart("the cluster has grown")
+
+    def _restart(self, why: str | None) -> None:
+        self.restart = why
+        if why is not None:
+            give_order(self._job.work, Order.SAVE_AND_STOP)
 
     def _could_grow(self) -> bool:
         config = self._job.config
@@ -122,22 +185,6 @@ class Watch:
         return (
             most > self._num_workers and room(nodes_for_workers(config), config) > self._num_workers
         )
-
-    def _end_hung(self, signs: list[Sign], silence: Silence, now_s: float) -> None:
-        silent_s = silence.look(signs, now_s)
-        late = hung(signs, silent_s, self._job.config.hang_s)
-        if not late:
-            return
-        sign = late[0]
-        self.cause = (
-            f"{sign.name} gave no sign of life for {silent_s[sign.rank]:.0f} s after step "
-            f"{sign.step}, and was ended"
-        )
-        for one in late:
-            try:
-                _end(one)
-            except Exception as error:  # its node may be gone with it
-                self._report(Tick("train", f"{one.name} cannot be ended: {error}"))
 
 
 def ask_to_save(job: Job, report: Report) -> bool:
@@ -167,23 +214,6 @@ def leaving(signs: list[Sign], draining: Mapping[str, float], now: float) -> str
     within = f" within {max(0.0, min(deadlines) - now):.0f} s" if deadlines else ""
     ranks = ", ".join(str(sign.rank) for sign in going)
     return f"{hosts} (rank {ranks}) has to go{within}"
-
-
-def _end(sign: Sign) -> None:
-    """Kill a rank's process on its node: it may be stopped, so nothing gentler would do."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there: Any = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(kill_same)
-    ray.get(task.remote(sign.pid, sign.created), timeout=30)
-
-
-def kill_same(pid: int, created: float) -> None:
-    """SIGKILL for a process, unless its number belongs to another one by now."""
-    if is_same(pid, created):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _tick(line: dict[str, Any], time_s: float | None) -> Tick:

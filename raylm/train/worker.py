@@ -6,6 +6,8 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,24 @@ from raylm.train.checkpoint import (
     newest_sound,
 )
 from raylm.train.compiled import compile_layers, uncompiled
+from raylm.train.finite import all_finite, grad_norm
 from raylm.train.fresh_state import forget_first_step
 from raylm.train.gauges import Gauge, live_figures, read_gauge, sum_and_gather
-from raylm.train.generators import load_generators, save_generators, seed_generators
-from raylm.train.guard import HISTORY, verdict, window_of
+from raylm.train.generators import (
+    generator_files,
+    load_generators,
+    save_generators,
+    seed_generators,
+)
+from raylm.train.guard import (
+    HISTORY,
+    recent_skips,
+    verdict,
+    verdict_on_weights,
+    window_of,
+)
 from raylm.train.held_out import held_out_rows
-from raylm.train.leak import check_no_leak
+from raylm.train.leak import check_paths
 from raylm.train.liger import use_liger
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
@@ -52,9 +66,10 @@ from raylm.train.reshard import load_resharded
 from raylm.train.rss import max_over_ranks, peak_memory_bytes, reset_peak_rss
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.shares import share
+from raylm.train.signs import Doing
 from raylm.train.skips import SKIPPED, Skip, documents_of, read_skips, write_skip
 from raylm.train.source import Source, SpecialTokens
-from raylm.train.zero import LEAST_SCALE, deepspeed_config
+from raylm.train.zero import LEAST_SCALE, deepspeed_config, state_files
 
 _LEAK_SAMPLES = 32
 
@@ -66,7 +81,7 @@ class StepFigures:
     loss: float
     """Nats per target token."""
     grad_norm: float | None
-    """Before clipping; None where DeepSpeed does not tell."""
+    """Before clipping; None where the gradients did not fit (fp16)."""
     lr: float
     num_tokens: int
     ranks: list[Gauge]
@@ -82,11 +97,18 @@ class StepFigures:
 class Worker:
     """One rank of a training run."""
 
-    def __init__(self, job: Job, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        rank: int,
+        world_size: int,
+        doing: Callable[[Doing], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         reset_peak_rss()
         self._job, self._config = job, job.config
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._doing = rank, world_size, doing
         self._split = PackedSplit.open(job.dataset, "train")
         self._tokenizer = job.dataset / "tokenizer"
         special = SpecialTokens.of(self._tokenizer)
@@ -229,10 +251,16 @@ class Worker:
         self._elapsed_s = progress.elapsed_s
         self._losses.extend(progress.losses)
 
-    def save(self) -> None:
-        """Write a checkpoint; all ranks together."""
-        if self._config.checkpoint.keep_best and not self._is_validated():
+    def save(self) -> bool:
+        """Write a checkpoint; all ranks together.
+
+        Returns:
+            Whether: if not, `judge_weights` found them bad, and the run is back at its last one.
+        """
+        if self._config.checkpoint.keep_best and self._held_out_loss_now is None:
             self.validate()
+        if not self.judge_weights():
+            return False
         if self._log is not None:
             self._log.sync()
         self._checkpoints.save(
@@ -244,16 +272,23 @@ class Worker:
                 config_hash=self._job.config_hash,
                 world_size=self._world_size,
                 losses=tuple(self._losses),
-                held_out_loss=self._held_out_loss[1]
-                if self._held_out_loss is not None and self._is_validated()
-                else None,
+                held_out_loss=self._held_out_loss_now,
                 consumed_samples=int(self._numbers()[0]),
             ),
             self._write_state,
+            required=(
+                *state_files(self._config, self._world_size),
+                *generator_files(self._world_size, gpu=self._is_on_gpu),
+            ),
         )
+        return True
 
-    def _is_validated(self) -> bool:
-        return self._held_out_loss is not None and self._held_out_loss[0] == self.done
+    @property
+    def _held_out_loss_now(self) -> float | None:
+        """Measured at this very step, if it was."""
+        if self._held_out_loss is None or self._held_out_loss[0] != self.done:
+            return None
+        return self._held_out_loss[1]
 
     def _write_state(self, folder: Path) -> None:
         # DeepSpeed makes <save_dir>/<tag>: the draft's state folder is the tag.
@@ -274,11 +309,26 @@ class Worker:
         Raises:
             TrainError: it does not.
         """
-        if self._config.mask_documents:
-            # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
-            batch = self._data.batch(np.arange(min(self._config.global_batch, _LEAK_SAMPLES)))
-            with uncompiled(self._config):
-                check_no_leak(self._model, batch, self._objective)
+        if not self._config.mask_documents:
+            return
+        # The same on all ranks: ZeRO-3 gathers parameters in every forward pass.
+        batches = map(self._data.batch, self._micro_batches())
+        with uncompiled(self._config):
+            untried = check_paths(self._model, batches, self._objective, _LEAK_SAMPLES)
+        if self._rank == 0 and untried:
+            give_notice(
+                self._job.work,
+                f"whether documents of a row are kept apart (by {', '.join(untried)}) is not "
+                "tried: no row of the next step has two with a target",
+            )
+
+    def _micro_batches(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of the next step as all ranks go through them."""
+        config, numbers = self._config, self._numbers()
+        for rank in range(self._world_size):
+            for places in share(config.global_batch, config.micro_batch, self._world_size, rank):
+                if len(places):
+                    yield numbers[places]
 
     # Work --------------------------------------------------------------------------------
 
@@ -293,14 +343,16 @@ class Worker:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         parts = share(config.global_batch, config.micro_batch, self._world_size, self._rank)
-        total = torch.zeros(1, dtype=torch.float64)
+        total, norm = torch.zeros(1, dtype=torch.float64), None
         for places in parts:
             # A rank without a sample in this round goes through the motions for the others.
-            batch = self._data.batch(numbers[places] if len(places) else numbers[:1])
+            with self._doing(Doing.READ):
+                batch = self._data.batch(numbers[places] if len(places) else numbers[:1])
             nll = self._nll(batch) if len(places) else 0.0 * self._nll(batch)
             # DeepSpeed divides by ranks and accumulation; the sum is over targets.
             self._engine.backward(nll * (self._world_size * len(parts) / num_targets))
             total += nll.detach().double().cpu()
+            norm = self._own_norm()
             self._engine.step()
         summed, ranks = sum_and_gather(
             total,
@@ -309,7 +361,7 @@ class Worker:
             world_size=self._world_size,
         )
         self.done += 1
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
         num_tokens = config.global_batch * self._data.split.seq_len
         flops = self._job.flops
         scale, overflowed = self._scaling()
@@ -323,6 +375,15 @@ class Worker:
             loss_scale=scale,
             overflowed=overflowed,
         )
+
+    def _own_norm(self) -> float | None:
+        """The gradient's norm before a step, where DeepSpeed takes none: ZeRO 0 in fp32."""
+        if self._config.zero or self._config.precision != "fp32":
+            return None
+        # Before the last micro-batch the ranks' gradients are not yet put together.
+        if not self._engine.is_gradient_accumulation_boundary():
+            return None
+        return grad_norm(self._engine.module.parameters())
 
     def _scaling(self) -> tuple[float | None, bool]:
         """fp16: the loss scale, and whether the scaler has taken care of an overflow.
@@ -387,8 +448,12 @@ class Worker:
         torch.distributed.broadcast(box, 0)
         return float(box)
 
-    def validate(self) -> float:
-        """Loss on a fixed part of the held-out split, nats per target token."""
+    def validate(self) -> float | None:
+        """Loss on a fixed part of the held-out split, nats per target token.
+
+        None where that part has no target. One that is no finite number is not written down:
+        `judge_weights` sends the run back for it.
+        """
         started = time.perf_counter()
         config, rows = self._config, held_out_rows(self._held_out.split)
         figures = torch.zeros(2, dtype=torch.float64)
@@ -403,9 +468,12 @@ class Worker:
                     figures[1] += self._held_out.num_targets_in_order(rows[places])
         self._engine.train()
         torch.distributed.all_reduce(figures)
+        if not figures[1]:
+            return None
         loss = float(figures[0] / figures[1])
         self._held_out_loss = (self.done, loss)
-        self._write(held_out_loss=loss, seconds=round(time.perf_counter() - started, 3))
+        if math.isfinite(loss):
+            self._write(held_out_loss=loss, seconds=round(time.perf_counter() - started, 3))
         return loss
 
     def take_aside(self) -> None:
@@ -458,20 +526,38 @@ class Worker:
         self._roll_back(why or "another rank saw it")
         return False
 
+    def judge_weights(self) -> bool:
+        """Whether what the steps made is good: weights, and the held-out loss if it is known.
+
+        A gradient can be finite and its update not. If not, the run is back at its last
+        checkpoint, as after a step that went wrong.
+
+        Raises:
+            TrainError: too many windows were skipped already.
+        """
+        finite = all_finite(self._engine.module.parameters())
+        why = verdict_on_weights(finite, self._held_out_loss_now)
+        if why is None:
+            return True
+        self._roll_back(why)
+        return False
+
     def _roll_back(self, why: str) -> None:
         step = self.done - 1
         self.done = step
         rows = tuple(self._data.rows(self._numbers()).tolist())
         window = window_of(step, [skip.window for skip in self._skips])
         documents = documents_of(self._split, rows) if self._rank == 0 else ()
-        if len(self._skips) >= self._config.guard.max_rollbacks:
-            raise _gives_up(step, why, len(self._skips), documents)
+        num_recent = recent_skips(step, [skip.step for skip in self._skips])
+        if num_recent >= self._config.guard.max_rollbacks:
+            raise _gives_up(step, why, num_recent, documents)
         if self._rank == 0:
             write_skip(self._job.work, Skip(window, step, why, rows, documents))
-        torch.distributed.barrier()
-        self._begin()
-        self._resumes = True
-        self.restore(event="rollback")
+        with self._doing(Doing.START):
+            torch.distributed.barrier()
+            self._begin()
+            self._resumes = True
+            self.restore(event="rollback")
 
     def wants(self) -> Order:
         """What the driver asks for; the first rank reads it, all agree."""
@@ -479,8 +565,18 @@ class Worker:
         return Order(int(self.agree(float(order))))
 
     def write_model(self) -> None:
-        """Write the model folder from the first rank; ZeRO-3 shards are gathered for it."""
+        """Write the model folder from the first rank; ZeRO-3 shards are gathered for it.
+
+        Raises:
+            TrainError: a weight is no finite number.
+        """
         parameters = list(self._engine.module.parameters())
+        if not all_finite(parameters):
+            raise TrainError(
+                "the model has weights that are no finite numbers, and is not written",
+                code="train-diverged",
+                hint="its checkpoint is of a raylm that did not look: start anew with --no-resume",
+            )
         gather = self._config.zero == 3
         with deepspeed.zero.GatheredParameters(parameters, enabled=gather):
             if self._rank == 0:

@@ -63,3 +63,15 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
 def _on_host(config: TrainConfig) -> dict[str, Any]:
     # Pinned memory is what a GPU copies from at full speed; without one there is none to pin.
     return {"device": "cpu", "pin_memory": config.gpus_per_worker > 0}
+
+
+def state_files(config: TrainConfig, world_size: int) -> tuple[str, ...]:
+    """What DeepSpeed writes of a checkpoint, on `world_size` ranks together."""
+    ranks = range(world_size)
+    if config.zero == 0:
+        return ("mp_rank_00_model_states.pt",)
+    half = "bf16_" if config.precision == "bf16" else ""
+    shares = tuple(f"{half}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks)
+    if config.zero < 3:
+        return ("mp_rank_00_model_states.pt", *shares)
+    return (*(f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks), *shares)

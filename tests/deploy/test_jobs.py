@@ -14,12 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raylm.artifact import MANIFEST
 from raylm.config.cluster import ClusterConfig
 from raylm.deploy import cluster
 from raylm.deploy.dashboard import find_dashboard
 from raylm.deploy.jobs import Job, Jobs
 from raylm.deploy.record import ClusterInfo
+from raylm.stage import CHECKPOINTS
 from raylm.store import Store
+from raylm.train.checkpoint import complete_checkpoints
+from raylm.train.metrics import METRICS, read_metrics
 from tests.product.processes import end, start, stop_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -34,6 +38,16 @@ data:
   held_out: 0.2
   tokenizer: {vocab_size: 400}
 """
+TRAINING = [
+    word
+    for change in (
+        "train.steps=100000", "train.workers=1", "train.global_batch=2", "train.micro_batch=2",
+        "train.checkpoint.every_steps=20", "train.checkpoint.grace_s=47", "model.num_layers=1",
+        "model.preset=llama-1m", "model.hidden_size=32", "model.intermediate_size=64",
+        "model.num_heads=2",
+    )
+    for word in ("--set", change)
+]  # fmt: skip
 SLEEPER = "exec python -c 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'"
 
 
@@ -79,8 +93,8 @@ def raylm(*arguments: str, store: Path) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+def wait(condition: Callable[[], bool], limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.2)
@@ -184,6 +198,34 @@ def test_ctrl_c_and_sigterm_leave_the_job_alone_and_stop_ends_it(jobs: Jobs, sto
     assert not psutil.pid_exists(pid)
     code, out, _ = raylm("jobs", "stop", "sleeper-one", "-o", "json", store=store.root)
     assert (code, json.loads(out)["was_running"]) == (0, False)
+
+
+def test_a_training_that_is_stopped_loses_no_step(config: Path, store: Store, jobs: Jobs) -> None:
+    code, out, err = raylm(
+        "submit", "train", "-c", str(config), "--detach", "-o", "json", *TRAINING, store=store.root
+    )
+    assert code == 0, err
+    job_id = json.loads(out)["id"]
+    saved = f"runs/*/train-*/{CHECKPOINTS}/step-*/{MANIFEST}"
+    wait(lambda: any(store.root.glob(saved)), limit_s=400)
+    code, out, err = raylm("jobs", "stop", job_id, "-o", "json", store=store.root)
+    assert code == 0, err
+    stopped = json.loads(out)
+    assert (stopped["state"], stopped["exit_code"]) == ("stopped", 143)
+    # 47 s of grace, 60 for an upload, 30 to end.
+    assert stopped["metadata"]["stop_wait_s"] == "137"
+    (work,) = store.root.glob("runs/*/train-*")
+    logged = [line["step"] for line in read_metrics(work / METRICS) if "loss" in line]
+    assert complete_checkpoints(work / CHECKPOINTS)[0].progress.step == logged[-1] < 100_000
+
+
+def test_the_cluster_waits_as_long_as_a_job_may_save(jobs: Jobs) -> None:
+    jobs.submit(
+        "waits", "echo wait $RAY_JOB_STOP_WAIT_TIME_S", runtime_env={}, metadata={}, save_s=59.5
+    )
+    wait(lambda: jobs.get("waits").has_ended)
+    assert "wait 90" in jobs.log("waits").splitlines()
+    assert jobs.get("waits").stop_wait_s == 90
 
 
 def test_on_a_terminal_ctrl_c_asks_and_no_stops_the_job(jobs: Jobs, store: Store) -> None:

@@ -1,12 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from raylm.config import load_config
 from raylm.config.load import recipe_names
+from raylm.config.train import CheckpointConfig
 from raylm.deploy.jobs import exit_code
-from raylm.deploy.submit import entrypoint, resolved, store_there
+from raylm.deploy.submit import entrypoint, resolved, save_s, store_there
 from raylm.errors import ConfigError
 
 
@@ -72,3 +74,13 @@ def test_the_store_is_named_as_the_cluster_sees_it(
 )
 def test_a_jobs_end_is_one_exit_code(state: str, driver_code: int | None, code: int | None) -> None:
     assert exit_code(state, driver_code) == code
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [({}, 90), ({"upload": False}, 30), ({"grace_s": 200.0, "upload_wait_s": 5.5}, 205.5)],
+)
+def test_a_job_that_is_stopped_has_the_time_for_its_last_checkpoint(
+    changes: dict[str, Any], seconds: float
+) -> None:
+    assert save_s(CheckpointConfig(**changes)) == seconds

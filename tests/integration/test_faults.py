@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -25,12 +26,14 @@ from raylm.progress import Tick
 from raylm.record import RunResult
 from raylm.stage import Context
 from raylm.store import Store
+from raylm.train import attempts
 from raylm.train.checkpoint import complete_checkpoints
 from raylm.train.metrics import METRICS, read_metrics
 from raylm.train.orders import Order, give_order
 from raylm.train.signs import read_signs
 from raylm.train.skips import read_skips
 from raylm.train.train import train
+from tests.integration.stuck import stuck_loop
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 STEPS = 60
@@ -129,6 +132,24 @@ def test_killed_and_frozen_ranks_are_replaced_and_the_losses_are_the_same_bit_fo
     os.kill(frozen.pid, signal.SIGSTOP)
     assert run.end() == undisturbed
     assert any(f"{frozen.name} gave no sign of life for" in text for text in run.said)
+
+
+def test_a_rank_that_lives_and_gets_nowhere_is_named_and_replaced(
+    training: Callable[..., Training],
+    undisturbed: dict[int, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attempts, "train_loop", stuck_loop)
+    run = training(hang_s=5.0)
+    assert run.end() == undisturbed
+    (why,) = [text for text in run.said if "no rank has moved for" in text]
+    assert re.search(
+        r"rank 1 \(process \d+ on .*\) is reading samples after step 7, the others wait, "
+        "and was ended; starting anew from the last checkpoint",
+        why,
+    )
+    # It went on beating: silence was not what gave it away.
+    assert not any("no sign of life" in text for text in run.said)
 
 
 def test_fewer_workers_go_on_where_more_were_told_to_stop(

@@ -35,7 +35,7 @@ class Case:
 
 
 Series = dict[str, list[float]]
-"""`loss` and `grad_norm` of each step; the latter is empty where DeepSpeed does not tell it."""
+"""`loss` and `grad_norm` of each step."""
 
 
 def train_series(case: Case, work: Path, *, rank: int, world_size: int) -> Series:

@@ -1,10 +1,12 @@
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from raylm.errors import HostError
 from raylm.train.checkpoint import Checkpointer, Progress, complete_checkpoints, newest_sound
 
 
@@ -145,6 +147,30 @@ def test_the_best_are_kept_beside_the_newest(tmp_path: Path) -> None:
         progress = replace(at(step), held_out_loss=loss)
         saver.save(progress, lambda where: (where / "weights").write_text("w") and None)
     assert [c.progress.step for c in complete_checkpoints(tmp_path)] == [6, 5, 2]
+
+
+def test_a_held_out_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    saver = Checkpointer(tmp_path, rank=0, keep=1, keep_best=1, barrier=lambda: None)
+    for step, loss in enumerate((math.nan, 1.0, math.nan, 2.0, -math.inf, 3.0), start=1):
+        progress = replace(at(step), held_out_loss=loss)
+        saver.save(progress, lambda where: (where / "weights").write_text("w") and None)
+    assert [c.progress.step for c in complete_checkpoints(tmp_path)] == [6, 2]
+
+
+def test_without_every_ranks_share_there_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    saver = Checkpointer(tmp_path, rank=0, keep=1, barrier=lambda: None)
+    required = ["rng-0.npy", "rng-1.npy", "share-1.pt"]
+
+    def write(where: Path) -> None:
+        (where / "rng-0.npy").write_text("0")
+
+    with pytest.raises(HostError) as caught:
+        saver.save(at(2), write, required)
+    assert caught.value.code == "store-not-shared"
+    assert "does not see rng-1.npy, share-1.pt in" in caught.value.message
+    assert os.listdir(tmp_path) == ["step-00000001"]
+    assert newest(tmp_path) == 1
 
 
 def test_what_progress_holds_comes_back(tmp_path: Path) -> None:

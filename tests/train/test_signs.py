@@ -1,10 +1,9 @@
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from raylm.train.signs import BEAT_S, RANKS, Beat, Sign, Silence, begin_attempt, hung, read_signs
+from raylm.train.signs import BEAT_S, RANKS, Beat, Doing, Sign, begin_attempt, read_signs
 
 
 def sign(rank: int, beats: int = 1, pid: int = 10) -> Sign:
@@ -42,28 +41,35 @@ def test_a_rank_ends_when_another_attempt_has_begun(tmp_path: Path) -> None:
     assert read_signs(tmp_path) == []
 
 
-def test_silence_is_counted_by_whoever_looks() -> None:
-    silence = Silence()
-    assert silence.look([sign(0), sign(1)], 100.0) == {0: 0.0, 1: 0.0}
-    assert silence.look([sign(0, beats=2), sign(1)], 107.0) == {0: 0.0, 1: 7.0}
-    # A new process that has beaten as often is somebody else.
-    assert silence.look([sign(0, beats=2), sign(1, pid=50)], 109.0) == {0: 2.0, 1: 0.0}
+def test_a_rank_says_what_it_is_at_and_how_long_its_steps_take(tmp_path: Path) -> None:
+    beat = Beat(tmp_path, sign(0, beats=0))
+
+    def now() -> tuple[str, int]:
+        return beat._sign["doing"], beat._sign["moves"]
+
+    assert now() == (Doing.START, 0)
+    beat.step(0)
+    assert now() == (Doing.FIRST_STEP, 1)
+    with beat.doing(Doing.READ):
+        assert now() == (Doing.READ, 2)
+    assert now() == (Doing.FIRST_STEP, 3)
+    for done in (1, 2, 3):
+        assert beat._sign["step_s"] is None
+        beat.step(done)
+    assert now() == (Doing.STEP, 6)
+    assert 0 <= beat._sign["step_s"] < 60
+    with beat.doing(Doing.SAVE), beat.doing(Doing.START):
+        pass
+    beat.step(2)
+    assert now()[0] == Doing.FIRST_STEP, "after going back it compiles anew"
+    beat.close()
 
 
-def test_the_silent_ones_are_hung_the_longest_first() -> None:
-    signs = [sign(0), sign(1), sign(2)]
-    assert hung(signs, {0: 0.5, 1: 31.0, 2: 40.0}, 30.0) == [signs[2], signs[1]]
-    assert hung(signs, {0: 0.5, 1: 3.0, 2: 2.0}, 30.0) == []
-
-
-def test_a_rank_that_starts_may_be_silent_for_longer() -> None:
-    starting = replace(sign(1), step=-1)
-    signs = [sign(0), starting, sign(2)]
-    assert hung(signs, {0: 0.5, 1: 200.0, 2: 0.5}, 30.0) == []
-    assert hung(signs, {0: 0.5, 1: 301.0, 2: 0.5}, 30.0) == [starting]
-
-
-def test_if_all_are_silent_it_was_the_machine() -> None:
-    signs = [sign(0), sign(1)]
-    assert hung(signs, {0: 90.0, 1: 90.0}, 30.0) == []
-    assert hung(signs[:1], {0: 90.0}, 30.0) == signs[:1]
+def test_what_a_rank_is_at_is_in_its_file(tmp_path: Path) -> None:
+    beat = Beat(tmp_path / RANKS / begin_attempt(tmp_path), sign(2, beats=0))
+    beat.step(7)
+    with beat.doing(Doing.READ):
+        beat._write()
+        (found,) = read_signs(tmp_path)
+    assert (found.doing, found.moves, found.step_s) == ("reading samples", 2, None)
+    beat.close()
