@@ -68,7 +68,7 @@ def test_what_cannot_work_is_an_error_before_any_cluster(wrong: RunConfig, code:
 
 
 def test_a_run_needs_a_store_that_all_pods_reach() -> None:
-    with pytest.raises(ConfigError, match="deploy.training.store"):
+    with pytest.raises(ConfigError, match=r"deploy\.training\.store"):
         train_values(config())
 
 
