@@ -8,8 +8,10 @@ SHELL := /bin/bash
 OWN_PARTS := tests/train tests/data tests/deploy tests/serve tests/integration \
   tests/product
 PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
+IMAGE ?= raylm:$(LOCK)
+LOCK ?= serve
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check generate helm clean
+.PHONY: help demo test faults check generate helm image clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -59,6 +61,9 @@ generate: .venv/dev ## Locks, the schema of the config, the document of the API,
 	  --custom-compile-command "make generate" --extra all pyproject.toml \
 	  -c requirements/constraints.txt -o requirements/run.txt
 	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
+	  --custom-compile-command "make generate" --extra serve pyproject.toml \
+	  -c requirements/constraints.txt -c requirements/run.txt -o requirements/serve.txt
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --python-version 3.11 \
 	  --custom-compile-command "make generate" --extra all --extra dev pyproject.toml \
 	  -c requirements/constraints.txt -c requirements/run.txt -o requirements/dev.txt
 	@$(BIN)/raylm config schema > docs/config.schema.json
@@ -75,6 +80,13 @@ $(BUILT)/helm-$(HELM_VERSION):
 	@mkdir -p $(BUILT)/tmp && echo "building Helm $(HELM_VERSION) (some minutes)" >&2
 	@GOBIN=$(BUILT)/tmp go install helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)
 	@mv $(BUILT)/tmp/helm $@ && rmdir $(BUILT)/tmp
+
+image: ## A container image (LOCK=serve or run, IMAGE=name:tag), by docker, podman or buildah
+	@builder=$$(command -v docker || command -v podman || command -v buildah) || \
+	  { echo "none of docker, podman and buildah is here" >&2; exit 3; }; \
+	case $$builder in *docker) ;; *) format="--format docker";; esac; \
+	$$builder build $${format:-} $(BUILD_FLAGS) \
+	  --build-arg LOCK=$(LOCK) --build-arg REVISION=$$(git rev-parse HEAD) -t $(IMAGE) .
 
 clean: ## Remove the environment and what tools left
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache

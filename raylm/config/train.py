@@ -175,6 +175,10 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the model's layers with torch.compile at the first step (zero 0 to 2): minutes that
     pay off in long runs. It needs a C++ compiler."""
+    liger: bool | None = None
+    """Liger's GPU kernels for norms, rotary positions and gated layers (arXiv 2410.10989), which
+    change the last bits of a result. None takes them where workers have GPUs, the package is
+    installed and knows the model; true is an error where they cannot be had."""
     workers: Annotated[Workers | WorkerRange, OUTSIDE_KEY] = 2
     """Ray Train workers, each a rank of DeepSpeed: a number, or {min, max} for a run that goes on
     with fewer when a node is lost and with more when one comes. 0 trains in this process, without
@@ -272,6 +276,8 @@ class TrainConfig(Section):
             del found["lora"]
         if not self.compile:
             del found["compile"]
+        if self.liger is None:
+            del found["liger"]
         return found
 
 
@@ -285,6 +291,8 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
         yield "precision=fp16 is for GPUs (gpus_per_worker is 0); on CPUs set bf16, fp32 or auto"
     if config.precision == "fp16" and config.zero == 0:
         yield "precision=fp16 needs zero=1, 2 or 3, whose loss scale starts low enough and is told"
+    if config.liger and not config.gpus_per_worker:
+        yield "liger=true is for GPUs (gpus_per_worker is 0); on CPUs raylm has kernels of its own"
     if config.compile and config.zero == 3:
         yield "compile does not go with zero=3, which gathers weights inside layers; set zero to 2"
     if config.optimizer.name == "muon" and config.offload != "none":

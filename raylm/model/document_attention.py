@@ -18,6 +18,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from raylm.model.spans import Span, set_attention, spans_of
+
 NAME = "raylm_documents"
 """As a transformers `attn_implementation`."""
 _BLOCK = 128
@@ -25,20 +27,10 @@ _BLOCK = 128
 _SHORT = 48
 """Documents shorter than this on average are cheaper masked: each costs a few calls."""
 
-Span = tuple[int, int, int]
-"""A document's row, first and last place (exclusive)."""
-
 
 def use_document_attention(model: Any) -> None:
-    """Make a transformers model ready for `spans`; without them it works as before.
-
-    One whose attention is more than softmax over all keys before it stays as it is.
-    """
-    config = model.config
-    more = ("attention_dropout", "sliding_window", "attn_logit_softcapping")
-    is_plain = not any(getattr(config, name, None) for name in more)
-    if config._attn_implementation == "sdpa" and is_plain:
-        model.set_attn_implementation(NAME)
+    """Make a transformers model ready for `spans`; without them it works as before."""
+    set_attention(model, NAME)
 
 
 def spans_for(model: Any, segment_ids: np.ndarray, *, apart: bool) -> list[Span] | None:
@@ -55,14 +47,8 @@ def spans_for(model: Any, segment_ids: np.ndarray, *, apart: bool) -> list[Span]
     num_rows, length = segment_ids.shape
     if not apart:
         return [(row, 0, length) for row in range(num_rows)]
-    starts = np.ones(segment_ids.shape, bool)
-    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    rows, firsts = np.nonzero(starts)
-    if len(rows) * _SHORT > segment_ids.size:
-        return None
-    lasts = np.append(firsts[1:], length)
-    lasts[lasts == 0] = length
-    return list(zip(rows.tolist(), firsts.tolist(), lasts.tolist(), strict=True))
+    spans = spans_of(segment_ids)
+    return None if len(spans) * _SHORT > segment_ids.size else spans
 
 
 def _attention(

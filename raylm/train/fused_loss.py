@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-# [block, vocabulary] float32 stays in the cache of a core for usual vocabularies.
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+"""Of logits at a time, [block, vocabulary] float32. A CPU core keeps them in its cache; a GPU needs
+rows enough to be busy."""
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -21,7 +22,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         context: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:
-        block = max(16, _BLOCK_BYTES // (4 * head.shape[0]))
+        block = max(16, _BLOCK_BYTES[head.device.type] // (4 * head.shape[0]))
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)

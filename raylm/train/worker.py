@@ -37,6 +37,7 @@ from raylm.train.generators import load_generators, save_generators, seed_genera
 from raylm.train.guard import HISTORY, verdict, window_of
 from raylm.train.held_out import held_out_rows
 from raylm.train.leak import check_no_leak
+from raylm.train.liger import use_liger
 from raylm.train.loop import Job
 from raylm.train.lora import add_adapters, merged_state
 from raylm.train.metrics import METRICS, MetricsLog
@@ -124,6 +125,8 @@ class Worker:
             add_adapters(model, job.config.lora)
         if not job.config.gpus_per_worker:
             use_fused_norm(model)
+        elif job.config.liger is not False:
+            use_liger(model, required=bool(job.config.liger))
         self._objective.prepare(model, job.config)
         self._hf_config = model.config
         if job.config.activation_checkpointing:

@@ -19,6 +19,7 @@ from raylm.config.train import TrainConfig
         ({"optimizer": {"name": "muon"}, "lora": {}}, "use adamw"),
         ({"optimizer": {"muon_lr": 0.1}}, "set name to muon"),
         ({"optimizer": {"muon_momentum": 0.9}}, "set name to muon"),
+        ({"liger": True}, "gpus_per_worker is 0"),
         ({"workers": 0, "global_batch": 16, "micro_batch": 5}, "the nearest is 15"),
     ],
 )
@@ -35,6 +36,7 @@ def test_what_does_not_go_together_says_what_would(values: dict[str, object], sa
         {"offload": "all", "zero": 3},
         {"precision": "fp16", "zero": 1, "gpus_per_worker": 1},
         {"compile": True, "zero": 2},
+        {"liger": True, "gpus_per_worker": 1},
         {"optimizer": {"name": "muon", "muon_lr": 0.02}, "zero": 3},
     ],
 )
@@ -52,8 +54,8 @@ def test_new_choices_do_not_change_what_old_configurations_hash_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"compile": True}, {"optimizer": {"name": "muon"}}, {"precision": "auto"},
-               {"schedule": {"kind": "linear"}}],
+    "values", [{"compile": True}, {"liger": False}, {"optimizer": {"name": "muon"}},
+               {"precision": "auto"}, {"schedule": {"kind": "linear"}}],
 )  # fmt: skip
 def test_what_changes_the_result_is_in_the_key(values: dict[str, object]) -> None:
     assert TrainConfig.model_validate(values).key() != TrainConfig().key()

@@ -10,7 +10,8 @@ from raylm.train.fused_loss import fused_loss
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 101 * 16)  # several blocks, the last short
+    # Several blocks, the last short.
+    monkeypatch.setitem(module._BLOCK_BYTES, "cpu", 4 * 101 * 16)
     torch.manual_seed(0)
     hidden = torch.randn(rows, 24, requires_grad=True)
     head = torch.randn(101, 24, requires_grad=True)

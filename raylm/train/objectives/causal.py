@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from raylm.config.train import TrainConfig
 from raylm.data.shards import Batch
 from raylm.model.document_attention import spans_for, use_document_attention
+from raylm.model.varlen_attention import documents_for, use_varlen_attention
 from raylm.train.fused_loss import fused_loss
 from raylm.train.objectives.intercept import inner
 from raylm.train.objectives.masks import document_mask
@@ -26,8 +27,10 @@ class Causal:
     at_start = None
 
     def prepare(self, model: Any, config: TrainConfig) -> None:
-        """Take the attention that is faster on CPUs."""
-        if not config.gpus_per_worker:
+        """Take the attention that is told where documents begin, for CPUs or for GPUs."""
+        if config.gpus_per_worker:
+            use_varlen_attention(model)
+        else:
             use_document_attention(model)
 
     def loss(
@@ -91,8 +94,8 @@ def at_targets(
 
 def _inputs(model: Any, batch: Batch, mask_documents: bool) -> dict[str, Any]:
     device = next(model.parameters()).device
-    spans = spans_for(inner(model), batch.segment_ids, apart=mask_documents)
-    mask = document_mask(batch.segment_ids) if mask_documents and spans is None else None
+    where = _documents(inner(model), batch.segment_ids, apart=mask_documents)
+    mask = document_mask(batch.segment_ids) if mask_documents and not where else None
     # Positions that restart would by themselves tell transformers to mask documents.
     positions = batch.position_ids if mask_documents else np.arange(batch.input_ids.shape[1])[None]
     return {
@@ -100,5 +103,13 @@ def _inputs(model: Any, batch: Batch, mask_documents: bool) -> dict[str, Any]:
         "position_ids": torch.from_numpy(positions).to(device).long(),
         "attention_mask": None if mask is None else mask.to(device),
         "use_cache": False,
-        **({} if spans is None else {"spans": spans}),
+        **where,
     }
+
+
+def _documents(model: Any, segment_ids: np.ndarray, *, apart: bool) -> dict[str, Any]:
+    """What tells the model's attention where documents lie; empty where only a mask can."""
+    if (spans := spans_for(model, segment_ids, apart=apart)) is not None:
+        return {"spans": spans}
+    documents = documents_for(model, segment_ids) if apart else None
+    return {} if documents is None else {"documents": documents}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from raylm.config.train import TrainConfig
 
-# A block of logits in raylm.train.fused_loss: as the product, and as its softmax.
-_LOGITS_BLOCK_BYTES = 2 * 8 * 2**20
+_LOGITS_BLOCK_BYTES = {False: 2 * 8 * 2**20, True: 2 * 256 * 2**20}
+"""A block of logits in raylm.train.fused_loss, by whether on a GPU: product and softmax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,11 @@ def width_bytes(config: TrainConfig) -> int:
     return 4 if config.precision == "fp32" else 2
 
 
-def fused_loss_bytes(vocab_size: int, hidden_size: int, num_tokens: int, *, width: int) -> int:
+def fused_loss_bytes(
+    vocab_size: int, hidden_size: int, num_tokens: int, *, width: int, on_gpu: bool
+) -> int:
     """Head and cross-entropy in blocks of rows (raylm.train.fused_loss), every token a target."""
     head = vocab_size * hidden_size
-    block = min(_LOGITS_BLOCK_BYTES, num_tokens * vocab_size * 8)
+    block = min(_LOGITS_BLOCK_BYTES[on_gpu], num_tokens * vocab_size * 8)
     # Of hidden states: the last ones, those with a target, and their gradient, twice.
     return block + 4 * num_tokens * hidden_size * width + head * (4 + 2 * width)

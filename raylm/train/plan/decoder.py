@@ -11,7 +11,8 @@ layer keeps, of each token:
 - the MLP: gate, its SiLU, up, and their product.
 
 Where raylm computes attention and norms itself (`own`: float32 on CPUs, raylm/model/), a norm keeps
-no quotient, and attention no log-sum-exp, no mask, and keys and values of all heads.
+no quotient, and attention no log-sum-exp, no mask, and keys and values of all heads. On GPUs in 16
+bits attention is told where documents begin, and has no mask either (raylm/model/varlen_attention).
 
 With activation checkpointing a layer keeps its input alone, and one layer at a time is computed
 again.
@@ -63,7 +64,8 @@ class Decoder:
 
     def batch_memory(self, config: TrainConfig) -> BatchMemory:
         """What one micro-batch takes."""
-        shape, width, masked = self.shape, width_bytes(config), config.mask_documents
+        shape, width, on_gpu = self.shape, width_bytes(config), config.gpus_per_worker > 0
+        masked = config.mask_documents and not (on_gpu and width == 2)
         tokens, own = config.micro_batch * self.seq_len, _computes_itself(config)
         layer = kept_by_layer(shape, tokens, self.seq_len, width=width, masked=masked, own=own)
         if config.activation_checkpointing:
@@ -77,7 +79,9 @@ class Decoder:
             # Logits, as float32, their log-softmax and its gradient.
             loss = tokens * self.vocab_size * (12 if width == 4 else 12 + width)
         else:
-            loss = fused_loss_bytes(self.vocab_size, shape.hidden_size, tokens, width=width)
+            loss = fused_loss_bytes(
+                self.vocab_size, shape.hidden_size, tokens, width=width, on_gpu=on_gpu
+            )
         block = tokens * shape.intermediate_size * width
         return BatchMemory(
             activations=Kept(kept + worked_on_by_layer(shape, tokens, width=width)),

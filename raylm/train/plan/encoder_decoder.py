@@ -121,7 +121,9 @@ class EncoderDecoder:
             # Logits, those of targets as float32, and their log-softmax (later its gradient).
             return rows.targets * self.vocab_size * (8 + way.width)
         size = self.shape.hidden_size
-        return fused_loss_bytes(self.vocab_size, size, rows.targets, width=way.width)
+        return fused_loss_bytes(
+            self.vocab_size, size, rows.targets, width=way.width, on_gpu=way.on_gpu
+        )
 
 
 def kept_by_encoder_layer(shape: EncoderDecoderShape, rows: Rows, way: Way) -> Kept:

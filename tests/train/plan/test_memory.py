@@ -52,7 +52,7 @@ def test_the_parts_add_up_to_the_total() -> None:
         (
             LARGE,
             {"zero": 3, "precision": "bf16", "gpus_per_worker": 1.0, "offload": "optimizer"},
-            9_160_078_796, 4_052_492_288, 917_504_000, 496_999_628,
+            8_786_366_310, 3_712_753_664, 917_504_000, 463_025_766,
         ),
         (
             Decoder(PRESETS["llama-1m"], 512, 64),
