@@ -21,5 +21,6 @@ def chart_folder(chart: Chart) -> Path:
     raise HostError(
         f"this installation of raylm has no chart {chart}",
         code="charts-missing",
-        hint="work in a checkout of raylm, whose helm/ has it; `raylm deploy render --values` needs none",
+        hint="work in a checkout of raylm, whose helm/ has it; "
+        "`raylm deploy render --values` needs none",
     )
