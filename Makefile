@@ -11,7 +11,7 @@ PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
 IMAGE ?= raylm:$(LOCK)
 LOCK ?= serve
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults cluster-up cluster-down check generate image clean
+.PHONY: help demo test faults cluster-up cluster-down check generate helm image clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -76,6 +76,16 @@ generate: .venv/dev ## Locks, the schema of the config, the document of the API,
 	@$(BIN)/python -m raylm.cli.reference > docs/cli.md
 	@$(BIN)/python -m raylm.serve.openapi > docs/openapi.json
 	@$(BIN)/python -m raylm.serve.parameters docs/serving.md
+	@$(BIN)/python -m raylm.deploy.kubernetes.generate helm
+
+HELM_VERSION := 4.3.1
+BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/raylm/bin
+helm: $(BUILT)/helm-$(HELM_VERSION) ## Helm, built once into the cache from its Go module
+$(BUILT)/helm-$(HELM_VERSION):
+	@command -v go >/dev/null || { echo "make helm needs Go 1.26 or later" >&2; exit 3; }
+	@mkdir -p $(BUILT)/tmp && echo "building Helm $(HELM_VERSION) (some minutes)" >&2
+	@GOBIN=$(BUILT)/tmp go install helm.sh/helm/v4/cmd/helm@v$(HELM_VERSION)
+	@mv $(BUILT)/tmp/helm $@ && rmdir $(BUILT)/tmp
 
 image: ## A container image (LOCK=serve or run, IMAGE=name:tag), by docker, podman or buildah
 	@builder=$$(command -v docker || command -v podman || command -v buildah) || \

@@ -181,7 +181,7 @@ class PodConfig(Section):
     """Further labels of pods."""
     annotations: dict[str, str] = Field({})
     """Further annotations of pods."""
-    user: int = Field(1000, ge=1)
+    user: int = Field(10001, ge=1)
     """The user and group that everything runs as; the image's own."""
     tmp_size: Quantity = "4Gi"
     """Most that a pod may write to its own /tmp: Ray's logs, spilled objects, engine files."""

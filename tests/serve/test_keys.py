@@ -174,3 +174,16 @@ def test_the_file_is_looked_at_once_in_a_while(tmp_path, monkeypatch):
     os.unlink(path)
     later, _ = create(path, Grant("later"), NOW)
     assert name_of(ring, later) is None, "before the time is over it is not read again"
+
+
+def test_a_secret_that_root_has_mounted_for_the_group_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "keys", "sk-test-0123456789abcdef\n", 0o440)
+    with pytest.raises(ConfigError) as caught:
+        read_keys(path)  # its own file, which it could close to the group
+    assert caught.value.code == "keys-exposed"
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    assert len(read_keys(path)) == 1
+    for mode in (0o444, 0o460, 0o666):
+        path.chmod(mode)
+        with pytest.raises(ConfigError):
+            read_keys(path)

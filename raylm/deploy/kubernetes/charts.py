@@ -1,4 +1,4 @@
-"""Where the charts are: in the package where it was installed, beside it in a checkout."""
+"""Where the charts are: beside the package, in a checkout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from raylm.deploy.kubernetes.values import Chart
 from raylm.errors import HostError
 
-_PLACES = (Path(__file__).parent / "charts", Path(__file__).parents[3] / "helm")
+_FOLDER = Path(__file__).parents[3] / "helm"
 
 
 def chart_folder(chart: Chart) -> Path:
@@ -16,11 +16,11 @@ def chart_folder(chart: Chart) -> Path:
     Raises:
         HostError: this installation has none.
     """
-    for place in _PLACES:
-        if (place / chart / "Chart.yaml").is_file():
-            return place / chart
+    if (_FOLDER / chart / "Chart.yaml").is_file():
+        return _FOLDER / chart
     raise HostError(
         f"this installation of raylm has no chart {chart}",
         code="charts-missing",
-        hint="install raylm from its wheel, or work in a checkout",
+        hint="work in a checkout of raylm, whose helm/ has it; "
+        "`raylm deploy render --values` needs none",
     )

@@ -15,6 +15,12 @@ KUBERNETES = (1, 30)
 """Of the pods' `lifecycle.preStop.sleep`."""
 KINDS: dict[Chart, str] = {"raylm": "rayservices", "raylm-train": "rayjobs"}
 
+_SINCE_1_6 = {
+    "rayservices": "spec.rayClusterConfig.authOptions.secretName",
+    "rayjobs": "spec.rayClusterSpec.authOptions.secretName",
+    "raycronjobs": "spec.jobTemplate.rayClusterSpec.authOptions.secretName",
+}
+
 
 def preflight(client: Client, chart: Chart, values: Mapping[str, Any]) -> None:
     """See that a cluster has what a release needs.
@@ -26,13 +32,8 @@ def preflight(client: Client, chart: Chart, values: Mapping[str, Any]) -> None:
     """
     check_kubernetes(json.loads(client.kubectl("version", "-o", "json")))
     kind = "raycronjobs" if values.get("schedule") else KINDS[chart]
-    check_kuberay(client.get(f"crd/{kind}.ray.io"), kind)
-    if client.namespace and client.get(f"namespace/{client.namespace}") is None:
-        raise ConfigError(
-            f"there is no namespace {client.namespace}",
-            code="namespace-missing",
-            hint=f"kubectl create namespace {client.namespace}",
-        )
+    check_kuberay(client, kind)
+    _check_namespace(client)
     if not client.may("create", f"{kind}.ray.io"):
         raise HostError(
             f"you may not make {kind} in this namespace",
@@ -69,32 +70,43 @@ def check_kubernetes(version: Mapping[str, Any]) -> None:
         )
 
 
-def check_kuberay(crd: Mapping[str, Any] | None, kind: str) -> None:
-    """See that KubeRay's custom resources are there, and of 1.6 or later. Pure.
+def check_kuberay(client: Client, kind: str) -> None:
+    """See that KubeRay's custom resources are there, and of 1.6 or later.
+
+    Asked of the API's own description, which everybody may read; definitions need more rights.
 
     Raises:
         HostError: they are not.
     """
     install = "install the KubeRay operator 1.6 or later, with its custom resources"
-    if crd is None:
-        raise HostError(f"this cluster has no {kind}.ray.io", code="kuberay-missing", hint=install)
-    served = [v for v in crd["spec"]["versions"] if v["name"] == "v1" and v["served"]]
-    # Ray's token from an existing secret is new in 1.6.
-    if not served or '"secretName"' not in _auth(served[0]):
-        raise HostError(
-            f"{kind}.ray.io is of a KubeRay before 1.6", code="kuberay-too-old", hint=install
+    try:
+        # Ray's token from an existing secret is new in 1.6.
+        client.kubectl("explain", f"{kind}.{_SINCE_1_6[kind]}", "--api-version=ray.io/v1")
+    except HostError as error:
+        if "does not exist" in error.message:
+            raise HostError(
+                f"{kind}.ray.io is of a KubeRay before 1.6", code="kuberay-too-old", hint=install
+            ) from None
+        if error.code == "kubectl-failed":
+            raise HostError(
+                f"this cluster has no {kind}.ray.io", code="kuberay-missing", hint=install
+            ) from None
+        raise
+
+
+def _check_namespace(client: Client) -> None:
+    try:
+        found = client.namespace is None or client.get(f"namespace/{client.namespace}")
+    except HostError as error:
+        if error.code != "kubernetes-forbidden":
+            raise
+        return  # who may not look at namespaces learns it by what is in them
+    if not found:
+        raise ConfigError(
+            f"there is no namespace {client.namespace}",
+            code="namespace-missing",
+            hint=f"kubectl create namespace {client.namespace}",
         )
-
-
-def _auth(version: Mapping[str, Any]) -> str:
-    def find(value: Any) -> Iterator[Any]:
-        if isinstance(value, dict):
-            if "authOptions" in value:
-                yield value["authOptions"]
-            for inner in value.values():
-                yield from find(inner)
-
-    return json.dumps(next(find(version), None))
 
 
 def needed_secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str]]:

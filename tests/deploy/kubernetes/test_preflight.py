@@ -6,7 +6,6 @@ import yaml
 
 from raylm.deploy.kubernetes.client import Client, failure, tool
 from raylm.deploy.kubernetes.preflight import (
-    check_kuberay,
     check_kubernetes,
     check_secret,
     needed_claims,
@@ -35,31 +34,6 @@ def test_an_old_or_silent_kubernetes_is_refused(found: dict[str, Any], code: str
     with pytest.raises(HostError) as caught:
         check_kubernetes(found)
     assert caught.value.code == code
-
-
-def crd(auth: dict[str, Any], served: bool = True) -> dict[str, Any]:
-    cluster = {"properties": {"authOptions": {"properties": auth}}}
-    schema = {"openAPIV3Schema": {"properties": {"spec": {"properties": {"c": cluster}}}}}
-    return {"spec": {"versions": [{"name": "v1", "served": served, "schema": schema}]}}
-
-
-def test_kuberay_is_there_and_new_enough() -> None:
-    check_kuberay(crd({"mode": {}, "secretName": {}}), "rayservices")
-
-
-@pytest.mark.parametrize(
-    ("found", "code"),
-    [
-        (None, "kuberay-missing"),
-        (crd({"mode": {}}), "kuberay-too-old"),
-        (crd({"secretName": {}}, served=False), "kuberay-too-old"),
-        ({"spec": {"versions": []}}, "kuberay-too-old"),
-    ],
-)
-def test_another_kuberay_is_refused(found: dict[str, Any] | None, code: str) -> None:
-    with pytest.raises(HostError) as caught:
-        check_kuberay(found, "rayservices")
-    assert caught.value.code == code and "rayservices.ray.io" in caught.value.message
 
 
 def values(chart: str, name: str) -> dict[str, Any]:
