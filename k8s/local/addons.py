@@ -1,4 +1,4 @@
-"""What stands in the cluster before anything is released to it: DNS, and KubeRay's operator."""
+"""What stands in the cluster before anything is released to it: DNS and KubeRay."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ def allow_network_policy() -> None:
     _apply("--filename", _MANIFESTS / "network-policy.yaml")
 
 
-def start_dns() -> None:
-    """CoreDNS, available at its fixed address when this returns."""
+def apply_all() -> None:
+    """CoreDNS, KubeRay's definitions and operator, the namespace of releases."""
     _apply("--filename", _MANIFESTS / "coredns.yaml")
+    _apply("--kustomize", _OVERLAY)
+
+
+def wait_dns() -> None:
+    """Return when names are answered."""
     _available("kube-system", "coredns")
 
 
-def start_operator() -> None:
-    """KubeRay's definitions and its operator, and the namespace of releases."""
-    _apply("--kustomize", _OVERLAY)
+def wait_operator() -> None:
+    """Return when KubeRay's objects can be made and its operator sees them."""
     for name in ("rayclusters", "rayjobs", "rayservices"):
         wait_for(["customresourcedefinition", f"{name}.ray.io"], "Established", _AVAILABLE_S)
     _available("kuberay-system", "kuberay-operator")

@@ -101,6 +101,8 @@ def controller_manager() -> list[str]:
         f"--cluster-signing-key-file={INSIDE}/keys/ca.key",
         f"--cluster-cidr={PODS}",
         "--allocate-node-cidrs=false",
+        # By default it makes a folder in /usr, which is this machine's.
+        f"--flex-volume-plugin-dir={INSIDE}/volume-plugins",
     ]
 
 

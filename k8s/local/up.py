@@ -77,10 +77,12 @@ def _make(stages: Stages) -> None:
             node.start_network(worker)
         for worker in WORKERS:
             node.wait_ready(worker)
+    with stages.stage("DNS and KubeRay applied"):
+        addons.apply_all()
     with stages.stage("DNS available"):
-        addons.start_dns()
+        addons.wait_dns()
     with stages.stage("KubeRay operator available"):
-        addons.start_operator()
+        addons.wait_operator()
     if ended := dead():
         raise HostError(f"{ended[0]} has ended:\n{processes.last_lines(ended[0])}", code="k8s-died")
 
