@@ -82,6 +82,7 @@ def run_rank(job: Job, *, rank: int, world_size: int, local_workers: int) -> Non
         worker.check_packing()
         worker.find_peak()
         if _train(worker, job.config, beat):
+            worker.take_best()
             worker.write_model()
         worker.close()
 
