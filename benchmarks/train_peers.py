@@ -126,7 +126,7 @@ def _gflops(rates: dict[Any, float]) -> str:
 def _peak(precision: Precision) -> float:
     """FLOP/s of as many processes at once as there are workers."""
     with ThreadPoolExecutor(WORKERS) as pool:
-        return sum(pool.map(lambda _: cpu_peak(1, precision, seconds=1.0), range(WORKERS)))
+        return sum(pool.map(lambda _: cpu_peak(1, precision, seconds=1.0, tries=1), range(WORKERS)))
 
 
 def _round(

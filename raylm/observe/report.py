@@ -51,6 +51,9 @@ def _training(run: History) -> dict[str, Any] | None:
         "restarts": restarts(run.lines),
         "skipped windows": len(run.skips),
     }
+    result = next((line["result"] for line in reversed(run.lines) if "result" in line), None)
+    if result is not None:
+        found["the model is of step"] = f"{result['step']}: {result['why']}"
     if "mfu" in last:
         found["MFU, last steps"] = "unknown" if last["mfu"] is None else f"{last['mfu']:.1%}"
         found["memory of the fullest worker, peak, MiB"] = last["max_memory_peak_bytes"] // 2**20

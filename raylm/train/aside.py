@@ -102,6 +102,12 @@ class Aside:
         return True
 
 
+def looked_at(work: Path) -> set[int]:
+    """Steps whose checkpoints are being looked at."""
+    folders = (work / ASIDE).glob("step-*")
+    return {int(folder.name.removeprefix("step-")) for folder in folders}
+
+
 def take_results(work: Path) -> Iterator[HeldOut]:
     """What was found since the last time, each once; a look at a folder where there is nothing."""
     with suppress(FileNotFoundError):

@@ -5,6 +5,8 @@
                            size and SHA-256 of each file, and a digest of all that
         state/...          what DeepSpeed wrote, one file or more a rank, and rng-<rank>.npy,
                            the state of torch's generator
+    <work>/checkpoints/held-out-00000100.json
+                           its held-out loss, where that was found after it was complete
 
 Written beside (`.draft-<step>`), synced, renamed, and the rename synced; only then are older ones
 removed. The newest sound one is restored, never merely the newest, and what is passed over is
@@ -18,7 +20,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +40,7 @@ from raylm.train.shared import NOT_SHARED_HINT
 _STATE = "state"
 _DRAFT = ".draft-"
 _ASIDE = ".aside-"
+_NOTE = "held-out-"
 _PROBE_BYTES = 2**20
 
 
@@ -57,7 +60,7 @@ class Progress:
     losses: tuple[float, ...] = ()
     """Of the last steps, oldest first, for the divergence guard."""
     held_out_loss: float | None = None
-    """Measured at this very step, if it was."""
+    """Measured at this very step, if it was: before the checkpoint was saved, or later."""
     consumed_samples: int | None = None
     """Samples of the order that lie behind, skipped ones included: the next step's first. None
     in checkpoints of raylm before it was noted."""
@@ -86,14 +89,33 @@ class Checkpointer:
         self.folder = folder
         self._rank, self._keep, self._keep_best, self._barrier = rank, keep, keep_best, barrier
 
+<<<<<<< HEAD
     def save(
         self, progress: Progress, write: Callable[[Path], None], required: Collection[str] = ()
     ) -> Path:
+||||||| f0e4bbd
+    def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
+=======
+    def save(
+        self,
+        progress: Progress,
+        write: Callable[[Path], None],
+        *,
+        spared: Collection[int] = (),
+    ) -> Path:
+>>>>>>> plan4
         """Save a checkpoint; `write(folder)` writes this rank's share of the state.
 
+<<<<<<< HEAD
         Args:
             required: names in that folder that must be there when all ranks have written.
 
+||||||| f0e4bbd
+=======
+        Args:
+            spared: steps whose checkpoints stay this time: their held-out loss is being found.
+
+>>>>>>> plan4
         Raises:
             HostError: the disk is full, or a rank's share is not there; earlier checkpoints are
                 untouched.
@@ -113,7 +135,7 @@ class Checkpointer:
                     sync_tree(draft)
                     write_atomic(draft / MANIFEST, text)
                     put_in_place(draft, final)
-                    self._prune(progress.step)
+                    self._prune(progress.step, spared)
                 self._barrier()
         except BaseException:
             if self._rank == 0:  # what is half there must not fill the disk
@@ -129,12 +151,17 @@ class Checkpointer:
             shutil.rmtree(left, ignore_errors=True)  # of a save that was killed
         (draft / _STATE).mkdir(parents=True)
 
-    def _prune(self, step: int) -> None:
-        keep = kept(complete_checkpoints(self.folder), step, self._keep, self._keep_best)
+    def _prune(self, step: int, spared: Collection[int]) -> None:
+        found = complete_checkpoints(self.folder)
+        keep = [c.path.name for c in kept(found, step, self._keep, self._keep_best)]
+        keep += [folder_name(other) for other in spared if other <= step]
         for path in self.folder.glob("step-*"):
-            if path not in [c.path for c in keep]:
+            if path.name not in keep:
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
+        for note in self.folder.glob(f"{_NOTE}*.json"):
+            if note.stem.replace(_NOTE, "step-") not in keep:
+                note.unlink(missing_ok=True)
 
 
 def _check_whole(state: Path, required: Collection[str]) -> None:
@@ -239,7 +266,7 @@ def _damaged(why: str) -> ArtifactError:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder; its files are not looked at.
+    """The checkpoint in a folder, with what was noted of it later; its files are not looked at.
 
     Raises:
         ArtifactError: its manifest is missing, or was altered.
@@ -250,7 +277,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise _damaged("it has no manifest") from error
     except (OSError, ValueError) as error:
         raise _damaged(f"its manifest cannot be read ({error})") from error
-    return parse_checkpoint(text, path)
+    found = parse_checkpoint(text, path)
+    if found.progress.held_out_loss is not None:
+        return found
+    return replace(found, progress=replace(found.progress, held_out_loss=_noted(found)))
+
+
+def note_held_out(folder: Path, step: int, loss: float) -> None:
+    """Note the held-out loss of a complete checkpoint beside it; of one that is gone, nothing."""
+    with suppress(ArtifactError):
+        found = read_checkpoint(folder / folder_name(step))
+        values = {"files": _identity(found), "held_out_loss": loss}
+        write_atomic(_note(found), json.dumps(values) + "\n")
+
+
+def _noted(checkpoint: Checkpoint) -> float | None:
+    try:
+        raw = json.loads(_note(checkpoint).read_text(encoding="utf-8"))
+        # Another attempt may have written the same step anew.
+        return float(raw["held_out_loss"]) if raw["files"] == _identity(checkpoint) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path.parent / f"{_NOTE}{checkpoint.progress.step:08d}.json"
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    return json_hash({entry.path: entry.sha256 for entry in checkpoint.files})
 
 
 def complete_checkpoints(folder: Path) -> list[Checkpoint]:

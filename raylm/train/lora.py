@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): two small matrices beside a linear layer's own.
 
 A layer keeps the names of its weight and bias; the matrices are `lora_a` and `lora_b` beside
-them. The written model has them added in and is a plain one.
+them. The written model has them added in and is a plain one; `raylm.train.adapter` writes them
+beside it.
 """
 
 from __future__ import annotations

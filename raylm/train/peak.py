@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ Precision = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SIDE = 1024
 _OWN_S = 0.2
+_OLD_S = 30 * 24 * 3600.0
 
 
 def _precision(config: TrainConfig) -> Precision:
@@ -71,8 +72,10 @@ def gpu_peak(name: str, precision: Precision) -> float | None:
     return getattr(found, precision) if found else None
 
 
-# 1024^3 is large enough for the rate of large products, and small enough for a slow core; but
-# emulated bf16 would take many seconds, and is measured at 256^3 if a first try is that slow.
+# 1024^3 is large enough for the rate of large products, and small enough for a slow core; 512^3 is
+# over before a busy machine takes the core away. Emulated bf16 would take many seconds, and is
+# measured at 256^3 if a first try is that slow. Tries are apart, so that a burst of other work does
+# not hit all of them.
 _GEMM = """
 import sys, time, torch
 threads, precision = int(sys.argv[1]), sys.argv[2]
@@ -82,21 +85,26 @@ a = torch.randn(256, 256).to(dtype)
 a @ a
 start = time.perf_counter()
 a @ a
-n = 256 if time.perf_counter() - start > 0.02 else 1024
-a = torch.randn(n, n).to(dtype)
-b, out, best, end = a.T.contiguous(), a @ a, None, None
-while end is None or time.perf_counter() < end:
-    start = time.perf_counter()
-    torch.mm(a, b, out=out)
-    now = time.perf_counter()
-    end = end or now + float(sys.argv[3])
-    best = min(best or now - start, now - start)
-print(2 * n**3 / best)
+sides = (256,) if time.perf_counter() - start > 0.02 else (512, 1024)
+best = 0.0
+for number in range(int(sys.argv[4])):
+    if number:
+        time.sleep(0.1)
+    for n in sides:
+        a = torch.randn(n, n).to(dtype)
+        b, out, end = a.T.contiguous(), a @ a, None
+        while end is None or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, b, out=out)
+            now = time.perf_counter()
+            end = end or now + float(sys.argv[3]) / len(sides)
+            best = max(best, 2 * n**3 / (now - start))
+print(best)
 """
 
 
-def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.3) -> float:
-    """The best rate of a large matrix product on this machine's CPU, FLOP/s.
+def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.1, tries: int = 5) -> float:
+    """The best rate of a large matrix product on this machine's CPU, FLOP/s, of some short tries.
 
     Measured in a process of its own, so that this one needs no torch.
 
@@ -104,7 +112,7 @@ def cpu_peak(threads: int, precision: Precision, *, seconds: float = 0.3) -> flo
         MissingExtra: torch is not installed.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _GEMM, str(threads), precision, str(seconds)],
+        [sys.executable, "-c", _GEMM, str(threads), precision, str(seconds), str(tries)],
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -152,13 +160,35 @@ def worker_threads(config: TrainConfig) -> int:
     return config.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // config.max_workers)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A CPU's peak, and when it was measured."""
+
+    flops: float
+    """FLOP/s."""
+    time: float
+    """Unix time; 0 where it was not noted."""
+
+
+def fresher(before: Measured | None, now: Measured) -> Measured:
+    """Which of two measurements counts: the faster, since other work only slows; the later, if
+    the other is old, since machines change."""
+    if before is None or now.time - before.time > _OLD_S or now.flops > before.flops:
+        return now
+    return before
+
+
 def measure_peak(config: TrainConfig, root: Path) -> float | None:
-    """The peak FLOP/s of one worker's device here; that of a CPU is remembered under `root`."""
+    """The peak FLOP/s of one worker's device here. That of a CPU is measured, and the best of a
+    month is remembered under `root` with its date."""
     if config.gpus_per_worker:
         return known_peak(config, root)
-    peak = cpu_peak(worker_threads(config), _precision(config))
-    write_atomic(_memory(root), json.dumps(_remembered(root) | {_key(config): peak}) + "\n")
-    return peak
+    found = Measured(cpu_peak(worker_threads(config), _precision(config)), time.time())
+    remembered = _remembered(root)
+    remembered[_key(config)] = fresher(remembered.get(_key(config)), found)
+    values = {key: asdict(each) for key, each in remembered.items()}
+    write_atomic(_memory(root), json.dumps(values) + "\n")
+    return remembered[_key(config)].flops
 
 
 def known_peak(config: TrainConfig, root: Path) -> float | None:
@@ -167,7 +197,8 @@ def known_peak(config: TrainConfig, root: Path) -> float | None:
         peaks = [gpu_peak(name, _precision(config)) for name, _ in gpus()]
         known = [peak for peak in peaks if peak is not None]
         return min(known) if known and len(known) == len(peaks) else None
-    return _remembered(root).get(_key(config))
+    found = _remembered(root).get(_key(config))
+    return found.flops if found else None
 
 
 def _key(config: TrainConfig) -> str:
@@ -178,9 +209,13 @@ def _memory(root: Path) -> Path:
     return root / "peaks.json"
 
 
-def _remembered(root: Path) -> dict[str, float]:
+def _remembered(root: Path) -> dict[str, Measured]:
     try:
-        found: dict[str, float] = json.loads(_memory(root).read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        raw = json.loads(_memory(root).read_text(encoding="utf-8"))
+        # Before they had dates they were numbers: of one try, and old.
+        return {
+            key: Measured(**value) if isinstance(value, dict) else Measured(float(value), 0.0)
+            for key, value in raw.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from raylm.artifact import write_atomic
 from raylm.config.train import TrainConfig
 from raylm.nvidia import query_gpus
-from raylm.train.peak import Precision, known_peak, measure_peak
+from raylm.train.peak import Precision, measure_peak
 
 # Only matrix products gain: the rest of a step is no faster in bf16 on a CPU, or slower.
 _WORTH = 1.2
@@ -53,7 +53,7 @@ def of_gpus(capabilities: tuple[float, ...]) -> Choice:
 
 
 def choose_precision(config: TrainConfig, root: Path) -> Choice:
-    """What `auto` stands for on this machine; measures what is not known yet.
+    """What `auto` stands for on this machine; both rates are measured, and the best known count.
 
     Args:
         root: the store's folder, where peaks of this machine are remembered.
@@ -64,7 +64,7 @@ def choose_precision(config: TrainConfig, root: Path) -> Choice:
     if config.gpus_per_worker:
         return of_gpus(_capabilities())
     fp32, bf16 = (
-        known_peak(each, root) or measure_peak(each, root) or 0.0
+        measure_peak(each, root) or 0.0
         for each in (config.model_copy(update={"precision": p}) for p in ("fp32", "bf16"))
     )
     return faster(fp32, bf16)

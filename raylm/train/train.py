@@ -156,13 +156,17 @@ def _summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     steps = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "held_out_loss" in line]
     last = steps[-1]
+    result = next((line["result"] for line in reversed(lines) if "result" in line), None)
+    held_out_loss = (
+        max(held_out, key=lambda line: line["step"])["held_out_loss"] if held_out else None
+    )
     return {
         "steps": last["step"],
         "tokens": last["tokens"],
         "train_loss": last["loss"],
-        "held_out_loss": max(held_out, key=lambda line: line["step"])["held_out_loss"]
-        if held_out
-        else None,
+        # Of the model that is written.
+        "held_out_loss": result["held_out_loss"] if result else held_out_loss,
+        **({"result": result} if result else {}),
         "train_s": last["elapsed_s"],
         "tokens_per_s": last["tokens_per_s"],
         "mfu": last.get("mfu"),

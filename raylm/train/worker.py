@@ -19,18 +19,21 @@ import torch
 import torch.distributed
 
 from raylm.data.shards import Batch, PackedSplit
-from raylm.errors import TrainError
+from raylm.errors import ArtifactError, TrainError
 from raylm.model.build import build_model, save_model
 from raylm.model.folder import special_token_ids
 from raylm.model.fused_norm import use_fused_norm
 from raylm.stage import CHECKPOINTS
-from raylm.train.aside import take_results
+from raylm.train.adapter import ADAPTER, write_adapter
+from raylm.train.aside import looked_at, take_results
 from raylm.train.checkpoint import (
     Checkpoint,
     Checkpointer,
     Progress,
+    check_files,
     complete_checkpoints,
     newest_sound,
+    note_held_out,
 )
 from raylm.train.compiled import compile_layers, uncompiled
 from raylm.train.finite import all_finite, grad_norm
@@ -63,6 +66,7 @@ from raylm.train.peak import own_peak
 from raylm.train.recent import Recent
 from raylm.train.reference import reference_file, remember, rows_of_run
 from raylm.train.reshard import load_resharded
+from raylm.train.result import better, result_of
 from raylm.train.rss import max_over_ranks, peak_memory_bytes, reset_peak_rss
 from raylm.train.schedule import fix_horizon, lr_factor
 from raylm.train.shares import share
@@ -250,7 +254,10 @@ class Worker:
         self._horizon, self._horizon_at = progress.horizon, progress.horizon_at
         self._elapsed_s = progress.elapsed_s
         self._losses.extend(progress.losses)
+        if progress.held_out_loss is not None:
+            self._held_out_loss = (progress.step, progress.held_out_loss)
 
+<<<<<<< HEAD
     def save(self) -> bool:
         """Write a checkpoint; all ranks together.
 
@@ -258,9 +265,26 @@ class Worker:
             Whether: if not, `judge_weights` found them bad, and the run is back at its last one.
         """
         if self._config.checkpoint.keep_best and self._held_out_loss_now is None:
+||||||| f0e4bbd
+    def save(self) -> None:
+        """Write a checkpoint; all ranks together."""
+        if self._config.checkpoint.keep_best and not self._is_validated():
+=======
+    def save(self) -> None:
+        """Write a checkpoint; all ranks together."""
+        is_aside = self._config.validate_aside is not None
+        if self._config.checkpoint.keep_best and not is_aside and not self._is_validated():
+>>>>>>> plan4
             self.validate()
+<<<<<<< HEAD
         if not self.judge_weights():
             return False
+||||||| f0e4bbd
+=======
+        # Before their results are taken: what is neither there nor taken would be pruned unseen.
+        spared = looked_at(self._job.work) if self._config.checkpoint.keep_best else ()
+        self.take_aside()
+>>>>>>> plan4
         if self._log is not None:
             self._log.sync()
         self._checkpoints.save(
@@ -276,10 +300,15 @@ class Worker:
                 consumed_samples=int(self._numbers()[0]),
             ),
             self._write_state,
+<<<<<<< HEAD
             required=(
                 *state_files(self._config, self._world_size),
                 *generator_files(self._world_size, gpu=self._is_on_gpu),
             ),
+||||||| f0e4bbd
+=======
+            spared=spared,
+>>>>>>> plan4
         )
         return True
 
@@ -481,6 +510,7 @@ class Worker:
         if self._log is not None:
             for found in take_results(self._job.work):
                 self._log.write(time=round(time.time(), 3), aside=True, **asdict(found))
+                note_held_out(self._checkpoints.folder, found.step, found.held_out_loss)
 
     def log(self, figures: StepFigures) -> None:
         """Write a step's line."""
@@ -564,6 +594,38 @@ class Worker:
         order = read_order(self._job.work) if self._rank == 0 else Order.GO_ON
         return Order(int(self.agree(float(order))))
 
+    def take_best(self) -> None:
+        """After the last step: go back to the best checkpoint, if that is to be the result."""
+        if self._config.result != "best":
+            return
+        if not self._is_validated():
+            self.validate()
+        assert self._held_out_loss is not None
+        last, loss = self._held_out_loss
+        self.take_aside()
+        torch.distributed.barrier()
+        found = [
+            c
+            for c in complete_checkpoints(self._checkpoints.folder)
+            if c.progress.step < last and c.progress.config_hash == self._job.config_hash
+        ]
+        step = -1
+        if self._rank == 0:
+            for each in better(found, loss):
+                try:
+                    check_files(each.path, each.files)
+                except ArtifactError as error:
+                    give_notice(self._job.work, f"{each.path.name} is passed over: {error.message}")
+                    continue
+                step = each.progress.step
+                break
+        step = int(self.agree(float(step)))
+        chosen = next((c for c in found if c.progress.step == step), None)
+        if chosen is not None:
+            self._load(chosen)
+            self.done = last
+        self._write(result=asdict(result_of(found, chosen, last, loss)))
+
     def write_model(self) -> None:
         """Write the model folder from the first rank; ZeRO-3 shards are gathered for it.
 
@@ -587,6 +649,13 @@ class Worker:
                     self._job.dataset / "tokenizer",
                     self._job.result,
                 )
+                if self._config.lora is not None and self._job.model.path is not None:
+                    write_adapter(
+                        self._engine.module,
+                        self._config.lora,
+                        Path(self._job.model.path).resolve().name,
+                        self._job.result / ADAPTER,
+                    )
         torch.distributed.barrier()
 
     def close(self) -> None:

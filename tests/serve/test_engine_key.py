@@ -21,6 +21,7 @@ MAY_CHANGE_TEXTS: dict[str, Any] = {
     "max_batch_size": 2,
     "max_batch_tokens": 64,
     "max_context_tokens": 100,
+    "vllm": {"python": "/envs/vllm/bin/python", "device": "cpu"},
 }
 NEVER_CHANGE_TEXTS: dict[str, Any] = {
     "max_waiting": 1,

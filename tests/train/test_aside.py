@@ -6,8 +6,8 @@ import pytest
 
 from raylm.config.load import load_config
 from raylm.config.train import TrainConfig
-from raylm.errors import ConfigError, HostError
-from raylm.train.aside import ASIDE, take_results, without_share
+from raylm.errors import HostError
+from raylm.train.aside import ASIDE, looked_at, take_results, without_share
 from raylm.train.held_out import HeldOut
 
 
@@ -56,7 +56,13 @@ def test_each_result_is_taken_once(tmp_path: Path) -> None:
     assert list(take_results(tmp_path)) == []
 
 
-def test_the_best_checkpoints_cannot_be_kept_by_a_loss_that_comes_later() -> None:
+def test_the_best_checkpoints_may_be_known_by_a_loss_that_comes_later() -> None:
     sets = ["train.checkpoint.keep_best=1", "train.validate_aside.num_cpus=0"]
-    with pytest.raises(ConfigError, match="set one of them"):
-        load_config(None, sets)
+    assert load_config(None, sets).config.train.checkpoint.keep_best == 1
+
+
+def test_what_is_being_looked_at_is_known_by_its_folder(tmp_path: Path) -> None:
+    assert looked_at(tmp_path) == set()
+    (tmp_path / ASIDE / "step-00000020").mkdir(parents=True)
+    (tmp_path / ASIDE / "00000010.json").write_text("{}")
+    assert looked_at(tmp_path) == {20}

@@ -1,9 +1,11 @@
+import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from raylm.config.train import TrainConfig
-from raylm.train.peak import gpu_peak, known_peak, measure_peak, mfu
+from raylm.train.peak import Measured, fresher, gpu_peak, known_peak, measure_peak, mfu
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,42 @@ def test_mfu_is_a_share_of_the_peak_or_unknown() -> None:
     # torchtitan, Llama-3.1-8B on H100: 5,762 tokens/s, 34 % of 989 TFLOP/s.
     assert mfu(5762, 6 * 8.03e9 + 12 * 32 * 4096 * 8192, 989e12) == pytest.approx(0.356, abs=0.001)
     assert mfu(5762, 5e10, None) is None
+
+
+DAY_S = 24 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("before", "flops", "days", "expected"),
+    [
+        (None, 1e9, 0, 1e9),
+        (5e10, 1e9, 1, 5e10),  # the machine was busy
+        (5e10, 6e10, 1, 6e10),  # it was busy before
+        (5e10, 1e10, 31, 1e10),  # another machine by now
+    ],
+)
+def test_the_faster_counts_and_what_is_old_does_not(
+    before: float | None, flops: float, days: int, expected: float
+) -> None:
+    known = None if before is None else Measured(before, 100.0)
+    assert fresher(known, Measured(flops, 100.0 + days * DAY_S)).flops == expected
+
+
+def test_a_busy_machine_does_not_lower_what_is_remembered(tmp_path: Path, monkeypatch) -> None:
+    config = TrainConfig(threads_per_worker=1)
+    rates = iter([5e10, 1e9, 7e10])
+    monkeypatch.setattr("raylm.train.peak.cpu_peak", lambda threads, precision: next(rates))
+    assert [measure_peak(config, tmp_path) for _ in range(3)] == [5e10, 5e10, 7e10]
+    assert known_peak(config, tmp_path) == 7e10
+    (kept,) = json.loads((tmp_path / "peaks.json").read_text()).values()
+    assert kept["flops"] == 7e10
+    assert kept["time"] > 1.7e9
+
+
+def test_a_rate_without_a_date_is_read_and_measured_anew(tmp_path: Path, monkeypatch) -> None:
+    config = TrainConfig(threads_per_worker=1)
+    key = f"{socket.gethostname()} fp32 1 threads"
+    (tmp_path / "peaks.json").write_text(json.dumps({key: 9e10}))
+    assert known_peak(config, tmp_path) == 9e10
+    monkeypatch.setattr("raylm.train.peak.cpu_peak", lambda threads, precision: 5e10)
+    assert measure_peak(config, tmp_path) == 5e10

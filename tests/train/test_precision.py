@@ -35,13 +35,16 @@ def test_on_gpus_bf16_where_all_have_units_for_it(
     assert of_gpus(capabilities).precision == precision
 
 
-def test_it_is_chosen_once_and_kept_with_the_run(tmp_path: Path) -> None:
-    work, peaks = tmp_path / "work", tmp_path / "peaks.json"
-    host = socket.gethostname()
+def test_it_is_chosen_once_and_kept_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
 
     def know(fp32: float, bf16: float) -> None:
         rates = {"fp32": fp32, "bf16": bf16}
-        peaks.write_text(json.dumps({f"{host} {p} 1 threads": r for p, r in rates.items()}))
+        monkeypatch.setattr(
+            "raylm.train.precision.measure_peak", lambda config, root: rates[config.precision]
+        )
 
     know(1e9, 2e9)
     config, choice = settle_precision(AUTO, work, tmp_path, resume=True)
@@ -61,7 +64,8 @@ def test_what_is_not_known_is_measured_and_remembered(tmp_path: Path) -> None:
     assert config.precision == choice.precision
     rates = json.loads((tmp_path / "peaks.json").read_text())
     assert len(rates) == 2
-    fp32, bf16 = (rates[f"{socket.gethostname()} {p} 1 threads"] for p in ("fp32", "bf16"))
+    host = socket.gethostname()
+    fp32, bf16 = (rates[f"{host} {p} 1 threads"]["flops"] for p in ("fp32", "bf16"))
     assert choice == faster(fp32, bf16)
     assert min(fp32, bf16) > 1e8
 
