@@ -89,33 +89,20 @@ class Checkpointer:
         self.folder = folder
         self._rank, self._keep, self._keep_best, self._barrier = rank, keep, keep_best, barrier
 
-<<<<<<< HEAD
-    def save(
-        self, progress: Progress, write: Callable[[Path], None], required: Collection[str] = ()
-    ) -> Path:
-||||||| f0e4bbd
-    def save(self, progress: Progress, write: Callable[[Path], None]) -> Path:
-=======
     def save(
         self,
         progress: Progress,
         write: Callable[[Path], None],
         *,
+        required: Collection[str] = (),
         spared: Collection[int] = (),
     ) -> Path:
->>>>>>> plan4
         """Save a checkpoint; `write(folder)` writes this rank's share of the state.
 
-<<<<<<< HEAD
         Args:
             required: names in that folder that must be there when all ranks have written.
-
-||||||| f0e4bbd
-=======
-        Args:
             spared: steps whose checkpoints stay this time: their held-out loss is being found.
 
->>>>>>> plan4
         Raises:
             HostError: the disk is full, or a rank's share is not there; earlier checkpoints are
                 untouched.

@@ -85,15 +85,9 @@ def run_rank(job: Job, *, rank: int, world_size: int, local_workers: int) -> Non
         worker.check_packing()
         worker.find_peak()
         if _train(worker, job.config, beat):
-<<<<<<< HEAD
+            worker.take_best()
             with beat.doing(Doing.WRITE_MODEL):
                 worker.write_model()
-||||||| f0e4bbd
-            worker.write_model()
-=======
-            worker.take_best()
-            worker.write_model()
->>>>>>> plan4
         worker.close()
 
 

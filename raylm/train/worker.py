@@ -257,34 +257,21 @@ class Worker:
         if progress.held_out_loss is not None:
             self._held_out_loss = (progress.step, progress.held_out_loss)
 
-<<<<<<< HEAD
     def save(self) -> bool:
         """Write a checkpoint; all ranks together.
 
         Returns:
             Whether: if not, `judge_weights` found them bad, and the run is back at its last one.
         """
-        if self._config.checkpoint.keep_best and self._held_out_loss_now is None:
-||||||| f0e4bbd
-    def save(self) -> None:
-        """Write a checkpoint; all ranks together."""
-        if self._config.checkpoint.keep_best and not self._is_validated():
-=======
-    def save(self) -> None:
-        """Write a checkpoint; all ranks together."""
         is_aside = self._config.validate_aside is not None
-        if self._config.checkpoint.keep_best and not is_aside and not self._is_validated():
->>>>>>> plan4
+        wants_loss = self._config.checkpoint.keep_best and not is_aside
+        if wants_loss and self._held_out_loss_now is None:
             self.validate()
-<<<<<<< HEAD
         if not self.judge_weights():
             return False
-||||||| f0e4bbd
-=======
         # Before their results are taken: what is neither there nor taken would be pruned unseen.
         spared = looked_at(self._job.work) if self._config.checkpoint.keep_best else ()
         self.take_aside()
->>>>>>> plan4
         if self._log is not None:
             self._log.sync()
         self._checkpoints.save(
@@ -300,15 +287,11 @@ class Worker:
                 consumed_samples=int(self._numbers()[0]),
             ),
             self._write_state,
-<<<<<<< HEAD
             required=(
                 *state_files(self._config, self._world_size),
                 *generator_files(self._world_size, gpu=self._is_on_gpu),
             ),
-||||||| f0e4bbd
-=======
             spared=spared,
->>>>>>> plan4
         )
         return True
 
@@ -598,10 +581,11 @@ class Worker:
         """After the last step: go back to the best checkpoint, if that is to be the result."""
         if self._config.result != "best":
             return
-        if not self._is_validated():
+        if self._held_out_loss_now is None:
             self.validate()
-        assert self._held_out_loss is not None
-        last, loss = self._held_out_loss
+        last, loss = self.done, self._held_out_loss_now
+        if loss is None:
+            return  # there is nothing held out to compare by
         self.take_aside()
         torch.distributed.barrier()
         found = [
