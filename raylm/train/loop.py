@@ -85,7 +85,8 @@ def run_rank(job: Job, *, rank: int, world_size: int, local_workers: int) -> Non
         worker.check_packing()
         worker.find_peak()
         if _train(worker, job.config, beat):
-            worker.take_best()
+            with beat.doing(Doing.VALIDATE):
+                worker.take_best()
             with beat.doing(Doing.WRITE_MODEL):
                 worker.write_model()
         worker.close()
