@@ -166,7 +166,7 @@ def test_without_every_ranks_share_there_is_no_checkpoint(tmp_path: Path) -> Non
         (where / "rng-0.npy").write_text("0")
 
     with pytest.raises(HostError) as caught:
-        saver.save(at(2), write, required)
+        saver.save(at(2), write, required=required)
     assert caught.value.code == "store-not-shared"
     assert "does not see rng-1.npy, share-1.pt in" in caught.value.message
     assert os.listdir(tmp_path) == ["step-00000001"]
