@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from raylm.cli.options import Config, Output, Sets, read_config
 from raylm.cli.output import emit, say
@@ -52,6 +51,8 @@ def render(
     output: Output = "text",
 ) -> None:
     """The chart's values and the manifests; asks no cluster, and changes nothing."""
+    import yaml
+
     chart, name, values, client = _release(config, sets, train, None)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if only_values:
