@@ -35,6 +35,7 @@ from raylm.store import Store
 from raylm.train.checkpoint import Checkpoint, complete_checkpoints
 from raylm.train.metrics import METRICS, read_metrics
 from raylm.train.signs import Sign, read_signs
+from tests.marked import put_between
 from tests.tiny import write_tiny
 from tests.train.damage import damage
 
@@ -344,13 +345,6 @@ def table(seen: Sequence[Seen]) -> str:
     return "\n".join(lines)
 
 
-def write(page: Path, text: str) -> None:
-    """Put the table between the marks of a page."""
-    begin, end = MARKS
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
-
-
 def read(files: Sequence[Path]) -> list[Seen]:
     """What campaigns saw."""
     return [Seen(**entry) for file in files for entry in json.loads(file.read_text())]
@@ -379,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options)
     seen = read(options.files)
     if options.write:
-        write(options.write, table(seen))
+        put_between(options.write, MARKS, table(seen))
     else:
         print(table(seen))
     if options.json:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tests.campaign import MARKS, Seen, read, table, write
+from tests.campaign import MARKS, Seen, read, table
+from tests.marked import put_between
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +26,7 @@ def test_a_line_for_each_fault_with_the_worst_of_its_repetitions() -> None:
 def test_only_what_is_between_the_marks_is_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    write(page, "new")
+    put_between(page, MARKS, "new")
     assert page.read_text() == f"before\n{MARKS[0]}\nnew\n{MARKS[1]}\nafter\n"
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from raylm.config.engine import EngineConfig
+from raylm.engine.load import load
 from raylm.engine.protocol import Chunk, Engine, Request, Sampling
 
+EXACT = EngineConfig(kind="openvino", precision="f32", kv_cache_bytes=2**22)
 VOCAB_SIZE = 400
 EOS = 1
 TEXT = [
@@ -213,6 +216,21 @@ def reference_of() -> Callable[[Path], Reference]:
 def cache_root(tmp_path_factory) -> Path:
     """Converted folders of the session's models, so that each is converted once."""
     return tmp_path_factory.mktemp("engine-cache")
+
+
+@pytest.fixture(scope="module")
+def start(cache_root) -> Iterator[Callable[..., Engine]]:
+    """start(folder, **changes to EXACT) -> an OpenVINO engine, closed after the module."""
+    engines: list[Engine] = []
+
+    def start(folder: Path, **changes: object) -> Engine:
+        config = EngineConfig.model_validate({**EXACT.model_dump(), **changes})
+        engines.append(load(folder, config, cache_root=cache_root, digest=folder.name))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
 
 
 class Client:

@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
@@ -15,9 +14,10 @@ from raylm.config.engine import EngineConfig
 from raylm.engine.load import load
 from raylm.engine.protocol import Grammar
 from raylm.engine.torch.encoder_decoder import EncoderDecoderRows
-from raylm.errors import ModelError, RaylmError, RequestError
+from raylm.errors import ModelError, RequestError
 from raylm.model.build import model_of_shape
 from raylm.model.shapes import EncoderDecoderShape
+from tests.engine.alike import bad_row_leaves_the_batch_alone
 from tests.engine.conftest import EOS, VOCAB_SIZE
 
 CONFIG = EngineConfig(kind="auto", precision="f32", kv_cache_bytes=2**22, max_batch_size=5)
@@ -140,29 +140,7 @@ def test_an_answer_follows_its_grammar_and_goes_on_with_it(engine, client):
 
 
 def test_a_row_that_is_not_finite_leaves_the_batch_alone(engine, client, monkeypatch):
-    prompts = mix(6, (9, 8))
-    good = client.request(prompts[0], max_tokens=6, ignore_eos=True)
-    bad = client.request(prompts[1], max_tokens=6, ignore_eos=True)
-    (expected,) = client.ask(engine, client.request(prompts[0], max_tokens=6, ignore_eos=True))
-    answers, whole = engine._loop._runner._answers, EncoderDecoderRows.logits
-
-    def logits(rows):
-        found = whole(rows)
-        for row, answer in enumerate(answers._batch.answers):
-            if answer.id == bad.id and answer.num_emitted == 2:
-                found[row] = np.nan
-        return found
-
-    monkeypatch.setattr(EncoderDecoderRows, "logits", logits)
-
-    async def both():
-        return await asyncio.gather(
-            client.chunks(engine, bad), client.chunks(engine, good), return_exceptions=True
-        )
-
-    error, chunks = asyncio.run(asyncio.wait_for(both(), 30))
-    assert isinstance(error, RaylmError) and error.code == "non-finite-logits"
-    assert client.ids(chunks) == client.ids(expected)
+    bad_row_leaves_the_batch_alone(engine, client, monkeypatch, EncoderDecoderRows, mix(6, (9, 8)))
 
 
 def test_cancel_takes_a_row_out_of_the_batch(engine, client):

@@ -1,5 +1,4 @@
 import asyncio
-import json
 import subprocess
 import sys
 import threading
@@ -9,31 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raylm.config.engine import EngineConfig
 from raylm.engine.batch import token_batch
-from raylm.engine.load import load
-from raylm.engine.protocol import Grammar
 from raylm.engine.scheduler import Slice, Step
 from raylm.engine.sequence import new_sequence
 from raylm.errors import RaylmError, RequestError
+from tests.engine.alike import follows_its_grammar
 
-EXACT = EngineConfig(kind="openvino", precision="f32", kv_cache_bytes=2**22)
 VOCAB_SIZE = 400
-
-
-@pytest.fixture(scope="module")
-def start(cache_root):
-    """start(folder, **config) -> an engine, closed after the module."""
-    engines = []
-
-    def start(folder, **changes):
-        config = EngineConfig(**{**EXACT.model_dump(), **changes})
-        engines.append(load(folder, config, cache_root=cache_root, digest=folder.name))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +25,7 @@ def engine(start, llama):
 def test_an_answer_follows_its_grammar_beside_a_free_one_and_when_continued(
     engine, client, prompts
 ):
-    schema = {
-        "type": "object",
-        "properties": {"sort": {"enum": ["a", "b"]}, "size": {"type": "integer", "maximum": 99}},
-        "required": ["sort", "size"],
-        "additionalProperties": False,
-    }
-    settings = {
-        "max_tokens": 200,
-        "temperature": 0.8,
-        "seed": 2,
-        "grammar": Grammar("json_schema", json.dumps(schema)),
-    }
-    (alone,) = client.ask(engine, client.request(prompts[4], max_tokens=20))
-    bound, free = client.ask(
-        engine,
-        client.request(prompts[3], **settings),
-        client.request(prompts[4], max_tokens=20),
-    )
-    assert client.ids(free) == client.ids(alone)
-    assert "grammar" in engine.capabilities().features
-    found = json.loads(client.text(bound))
-    assert found["sort"] in "ab" and found["size"] <= 99
-    ids = client.ids(bound)
-    half = len(ids) // 2
-    (rest,) = client.ask(engine, client.request(prompts[3], ids[:half], **settings))
-    assert client.ids(rest) == ids[half:]
+    follows_its_grammar(engine, client, prompts)
 
 
 def test_greedy_answers_equal_transformers_with_requests_joining_midway(

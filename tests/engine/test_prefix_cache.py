@@ -6,26 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raylm.config.engine import EngineConfig
-from raylm.engine.load import load
-
-EXACT = EngineConfig(kind="openvino", precision="f32", kv_cache_bytes=2**22)
 BLOCK_SIZE = 32
 VOCAB_SIZE = 400
-
-
-@pytest.fixture(scope="module")
-def start(cache_root):
-    engines = []
-
-    def start(folder, **changes):
-        config = EngineConfig(**{**EXACT.model_dump(), **changes})
-        engines.append(load(folder, config, cache_root=cache_root, digest=folder.name))
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
 
 
 def family(seed=0):

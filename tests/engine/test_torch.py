@@ -1,17 +1,15 @@
 import asyncio
-import json
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.load import load
-from raylm.engine.protocol import Grammar
 from raylm.engine.torch.batches import BatchLimits, alike
 from raylm.engine.torch.causal import CausalRows
-from raylm.errors import ConfigError, RaylmError, RequestError
+from raylm.errors import ConfigError, RequestError
+from tests.engine.alike import bad_row_leaves_the_batch_alone, follows_its_grammar
 
 CONFIG = EngineConfig(kind="torch", precision="f32", kv_cache_bytes=2**22, max_batch_size=5)
 
@@ -42,32 +40,7 @@ def test_int8_folders_are_loaded_by_transformers(int8_llama, reference_of, clien
 def test_an_answer_follows_its_grammar_beside_a_free_one_and_when_continued(
     engine, client, prompts
 ):
-    schema = {
-        "type": "object",
-        "properties": {"sort": {"enum": ["a", "b"]}, "size": {"type": "integer", "maximum": 99}},
-        "required": ["sort", "size"],
-        "additionalProperties": False,
-    }
-    settings = {
-        "max_tokens": 200,
-        "temperature": 0.8,
-        "seed": 2,
-        "grammar": Grammar("json_schema", json.dumps(schema)),
-    }
-    (alone,) = client.ask(engine, client.request(prompts[4], max_tokens=20))
-    bound, free = client.ask(
-        engine,
-        client.request(prompts[3], **settings),
-        client.request(prompts[4], max_tokens=20),
-    )
-    assert client.ids(free) == client.ids(alone)
-    assert "grammar" in engine.capabilities().features
-    found = json.loads(client.text(bound))
-    assert found["sort"] in "ab" and found["size"] <= 99
-    ids = client.ids(bound)
-    half = len(ids) // 2
-    (rest,) = client.ask(engine, client.request(prompts[3], ids[:half], **settings))
-    assert client.ids(rest) == ids[half:]
+    follows_its_grammar(engine, client, prompts)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -122,28 +95,9 @@ def test_cancel_takes_a_row_out_of_the_batch(engine, client, prompts):
 
 
 def test_a_row_that_is_not_finite_leaves_the_batch_alone(engine, client, prompts, monkeypatch):
-    (expected,) = client.ask(engine, client.request(prompts[6], max_tokens=6, ignore_eos=True))
-    bad = client.request(prompts[5], max_tokens=6, ignore_eos=True)
-    good = client.request(prompts[6], max_tokens=6, ignore_eos=True)
-    answers, whole = engine._loop._runner._answers, CausalRows.logits
-
-    def logits(rows):
-        found = whole(rows)
-        for row, answer in enumerate(answers._batch.answers):
-            if answer.id == bad.id and answer.num_emitted == 2:
-                found[row] = np.nan
-        return found
-
-    monkeypatch.setattr(CausalRows, "logits", logits)
-
-    async def both():
-        return await asyncio.gather(
-            client.chunks(engine, bad), client.chunks(engine, good), return_exceptions=True
-        )
-
-    error, chunks = asyncio.run(both())
-    assert isinstance(error, RaylmError) and error.code == "non-finite-logits"
-    assert client.ids(chunks) == client.ids(expected)
+    bad_row_leaves_the_batch_alone(
+        engine, client, monkeypatch, CausalRows, [prompts[6], prompts[5]]
+    )
 
 
 def test_a_deadline_is_told_even_if_the_step_fails(engine, client, prompts, monkeypatch):

@@ -35,6 +35,7 @@ from raylm.deploy import environment
 from raylm.serve.app import Endpoint, deploy, undeploy
 from raylm.serve.prepare import served_folder
 from raylm.store import Store
+from tests.marked import put_between
 from tests.serve.conftest import write_llama
 from tests.serve.deployed import (
     KEY,
@@ -240,13 +241,6 @@ def table(seen: Sequence[Seen]) -> str:
     return "\n".join(lines)
 
 
-def write(page: Path, text: str) -> None:
-    """Put a table between its marks."""
-    begin, end = MARKS
-    head, rest = page.read_text().split(begin)
-    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where an error, a gap or a repeat was seen."""
     parser = argparse.ArgumentParser(
@@ -268,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = table(read(options.file))
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        put_between(options.write, MARKS, text)
     return 0
 
 
