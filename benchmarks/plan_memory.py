@@ -1,14 +1,16 @@
-"""Peak memory of real DeepSpeed workers beside what `raylm plan` predicts, as docs/plan.md's table.
+"""Memory and speed of real DeepSpeed workers beside what `raylm plan` predicts, for docs/plan.md.
 
     python benchmarks/plan_memory.py [--preset llama-30m] [--store FOLDER] [--only TEXT ...]
 
-Packs the standard library (sequences of 128 and 512 tokens), then trains two steps of two
+Packs the standard library (sequences of 128 and 512 tokens), then trains four steps of two
 micro-batches on two gloo workers for every combination of ZeRO stage, micro-batch, sequence
 length and activation checkpointing. An encoder (bert-10m) learns hidden tokens of it, an
 encoder-decoder (t5-10m) to say the second half of a stretch of it when it reads the first.
 `--only` takes cases whose names have one of the texts in them, and packs what those need. Workers
 are forked from a process that has imported everything, so that a case starts in a second; what
-counts is the peak of the resident set minus what it was before the worker existed.
+counts is the peak of the resident set minus what it was before the worker existed. Tokens/s are
+those of the faster of the last two steps, with all gradients reduced and no checkpoint written;
+the peak for the prediction is what matrix products of two processes at once reach, measured first.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,18 @@ from raylm.data.shards import read_index
 from raylm.model.folder import Architecture
 from raylm.model.presets import architecture, preset_shape
 from raylm.train.loop import Job
+from raylm.train.peak import Precision, cpu_peak
 from raylm.train.plan.memory import peak_memory
+from raylm.train.plan.pace import pace
 from raylm.train.plan.subject import subject_of
 from raylm.train.rss import peak_rss_bytes, reset_peak_rss, rss_bytes
 
 WORKERS = 2
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+HEAD = (
+    "case", "baseline, MiB", "measured, MiB", "predicted, MiB", "error",
+    "tokens/s", "predicted", "error",
+)  # fmt: skip
 SEQ_LENS = (128, 512)
 VOCAB = 8192
 OBJECTIVES: dict[Architecture, ObjectiveName] = {
@@ -61,8 +72,9 @@ def main() -> None:
             seq_len: packed(store, Path(scratch), seq_len, kind)
             for seq_len in sorted({case[2] for case in chosen})
         }
+        peaks = {precision: worker_peak(precision) for precision in PRECISIONS}
         import_everything()
-        print(f"| case | baseline MiB | measured MiB | predicted MiB | error |\n|{'---|' * 5}")
+        print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
         for case in chosen:
             zero, micro, seq_len, saved, precision = case
             changes = {
@@ -70,7 +82,7 @@ def main() -> None:
                 "precision": precision, "activation_checkpointing": saved,
             }  # fmt: skip
             found = measure(options.preset, datasets[seq_len], changes, Path(scratch))
-            found["case"] = name_of(*case)
+            found |= {"case": name_of(*case), "worker_peak": peaks[precision]}
             report(found)
             if options.out:
                 with options.out.open("a") as file:
@@ -118,6 +130,12 @@ def pairs(scratch: Path, seq_len: int) -> Path:
                 pair = {"source": text[start:middle], "target": text[middle : middle + seq_len]}
                 out.write(json.dumps(pair) + "\n")
     return file
+
+
+def worker_peak(precision: Precision) -> float:
+    """FLOP/s of one worker while all compute."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return sum(pool.map(lambda _: cpu_peak(1, precision), range(WORKERS))) / WORKERS
 
 
 def import_everything() -> None:
@@ -168,7 +186,7 @@ def work(
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS
     )
-    config = TrainConfig(steps=2, workers=WORKERS, **changes)
+    config = TrainConfig(steps=4, workers=WORKERS, **changes)
     model = ModelConfig(preset=preset)
     objective = OBJECTIVES[architecture(preset_shape(preset))]
     job = Job(
@@ -187,6 +205,11 @@ def work(
         worker.step()
         peaks.append(peak_rss_bytes() - before)
         phases[f"step {number + 1}"] = peaks[-1]
+    step_s = []
+    for _ in range(2):
+        start = time.perf_counter()
+        worker.step()
+        step_s.append(time.perf_counter() - start)
     reset_peak_rss()
     worker.save()
     phases["save"] = peak_rss_bytes() - before
@@ -199,7 +222,7 @@ def work(
             {
                 "preset": preset, "changes": changes, "seq_len": index["seq_len"],
                 "vocab_size": index["vocab_size"], "baseline_bytes": before, "phases": phases,
-                "checkpoint_bytes": sum(sizes.values()), "files": sizes,
+                "checkpoint_bytes": sum(sizes.values()), "files": sizes, "step_s": min(step_s),
             }
         )  # fmt: skip
     os._exit(0)
@@ -213,14 +236,21 @@ def report(found: dict[str, Any]) -> None:
         vocab_size=found["vocab_size"],
     )
     assert subject is not None
-    config = TrainConfig(steps=2, workers=WORKERS, **found["changes"])
+    config = TrainConfig(steps=4, workers=WORKERS, **found["changes"])
     memory = peak_memory(subject, config)
     measured = max(size for phase, size in found["phases"].items() if phase != "rest")
     # The process itself is the baseline, which was there before.
     predicted = memory.total_bytes - memory.process
     sizes = (found["baseline_bytes"], measured, predicted)
-    cells = " | ".join(f"{size / 2**20:,.0f}" for size in sizes)
-    print(f"| {found['case']} | {cells} | {predicted / measured - 1:+.0%} |", flush=True)
+    rate = config.global_batch * found["seq_len"] / found["step_s"]
+    expected = pace(
+        subject, config, worker_peak=found["worker_peak"], num_samples=None
+    ).tokens_per_s
+    assert expected is not None
+    cells = [found["case"], *(f"{size / 2**20:,.0f}" for size in sizes)]
+    cells += [f"{predicted / measured - 1:+.0%}"]
+    cells += [f"{rate:,.0f}", f"{expected:,.0f}", f"{expected / rate - 1:+.0%}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,29 @@ def test_output_and_gradients_are_those_of_a_masked_softmax() -> None:
     )
 
 
+def test_in_bfloat16_it_is_as_exact_as_the_kernel_of_torch() -> None:
+    wide = [tensor.detach().bfloat16().double() for tensor in tensors()]
+    grad = torch.randn(3, 2, 300, 8).bfloat16()
+    segments = torch.from_numpy(SEGMENTS)
+    mask = (segments[:, None, :, None] == segments[:, None, None, :]).tril()
+
+    def masked(*inputs: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=0.3)
+
+    def everything(attention: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in wide]
+        out = attention(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, grad.to(dtype))]
+
+    exact = everything(masked, torch.double)
+    theirs = everything(masked, torch.bfloat16)
+    ours = everything(lambda *inputs: document_attention(*inputs, SPANS, 0.3), torch.bfloat16)
+    for own, their, right in zip(ours, theirs, exact, strict=True):
+        assert own.dtype == torch.bfloat16
+        error, other = ((each.double() - right).norm() / right.norm() for each in (own, their))
+        assert error < max(1.5 * other, 4e-3)
+
+
 def test_another_document_changes_no_bit() -> None:
     inputs = [tensor.detach() for tensor in tensors()]
     before = document_attention(*inputs, SPANS, 0.3)
@@ -65,7 +90,8 @@ def test_spans_are_the_runs_of_segments() -> None:
     assert spans_for(model, SEGMENTS, apart=False) == [(row, 0, 300) for row in range(3)]
     short = np.repeat(np.arange(1, 31), 10)[None].astype(np.int32)
     assert spans_for(model, short, apart=True) is None
-    assert spans_for(model.bfloat16(), SEGMENTS, apart=True) is None
+    assert spans_for(model.bfloat16(), SEGMENTS, apart=True) == SPANS
+    assert spans_for(model.half(), SEGMENTS, apart=True) is None
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -10,9 +10,10 @@ layer keeps, of each token:
   training's type, [n, 1, L, L], in every layer anew. Flash attention keeps no scores;
 - the MLP: gate, its SiLU, up, and their product.
 
-Where raylm computes attention and norms itself (`own`: float32 on CPUs, raylm/model/), a norm keeps
-no quotient, and attention no log-sum-exp, no mask, and keys and values of all heads. On GPUs in 16
-bits attention is told where documents begin, and has no mask either (raylm/model/varlen_attention).
+Where raylm computes attention and norms itself (`own`: float32 and bfloat16 on CPUs, raylm/model/),
+a norm keeps its input as it is and no quotient, and attention no log-sum-exp, no mask, and keys and
+values of all heads. On GPUs in 16 bits attention is told where documents begin, and has no mask
+either (raylm/model/varlen_attention).
 
 With activation checkpointing a layer keeps its input alone, and one layer at a time is computed
 again.
@@ -95,7 +96,7 @@ class Decoder:
 def _computes_itself(config: TrainConfig) -> bool:
     """Whether attention and norms are raylm's (raylm/model/). Attention is not where documents
     are very short, which this does not know."""
-    return config.precision == "fp32" and not config.gpus_per_worker
+    return config.precision in ("fp32", "bf16") and not config.gpus_per_worker
 
 
 def kept_by_layer(
@@ -108,7 +109,7 @@ def kept_by_layer(
     own: bool = False,
 ) -> int:
     """Bytes that one layer keeps of `num_tokens` tokens; `width`: bytes of a number, 4 or 2."""
-    norm = shape.hidden_size * (4 + (1 if own else 2) * width) + 4
+    norm = shape.hidden_size * (2 * width if own else 4 + 2 * width) + 4
     key_values = 2 * shape.hidden_size if masked or own else 2 * _kv_size(shape)
     attention = (2 * shape.hidden_size + key_values) * width
     attention += 0 if own else 4 * shape.num_heads
@@ -132,7 +133,7 @@ def kept_outside_layers(
     own: bool = False,
 ) -> int:
     """Bytes of the last norm, of the rotary tables, and of the mask itself."""
-    norm = num_tokens * (shape.hidden_size * (4 + (0 if own else width)) + 4)
+    norm = num_tokens * (shape.hidden_size * (width if own else 4 + width) + 4)
     head_size = shape.hidden_size // shape.num_heads
     rotary = 2 * (num_tokens if masked else seq_len) * head_size * width
     return norm + rotary + (num_tokens * seq_len if masked and not own else 0)

@@ -60,16 +60,17 @@ def test_a_layer_keeps_what_the_formula_says(masked: bool, dtype: torch.dtype) -
     assert said == counted
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "dtype"), list(product((False, True), WIDTHS)))
 def test_a_layer_of_raylms_own_parts_keeps_what_the_formula_says(
-    masked: bool, monkeypatch: pytest.MonkeyPatch
+    masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(document_attention, "_SHORT", 1)
-    counted = [kept_bytes(layers, masked, torch.float32, False, own=True) for layers in (1, 2, 3)]
-    layer = kept_by_layer(shape(1), TOKENS, SEQ_LEN, width=4, masked=masked, own=True)
+    width = WIDTHS[dtype]
+    counted = [kept_bytes(layers, masked, dtype, False, own=True) for layers in (1, 2, 3)]
+    layer = kept_by_layer(shape(1), TOKENS, SEQ_LEN, width=width, masked=masked, own=True)
     assert counted[2] - counted[1] == layer
-    loss = (TOKENS + VOCAB) * 64 * 4 + 2 * 8 * TOKENS
-    outside = kept_outside_layers(shape(1), TOKENS, SEQ_LEN, width=4, masked=masked, own=True)
+    loss = (TOKENS + VOCAB) * 64 * width + 2 * 8 * TOKENS
+    outside = kept_outside_layers(shape(1), TOKENS, SEQ_LEN, width=width, masked=masked, own=True)
     assert counted[0] - layer == outside + loss
 
 
