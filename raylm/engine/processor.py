@@ -8,6 +8,7 @@ on every machine of a kind.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from raylm.config.engine import EngineConfig
@@ -38,11 +39,21 @@ def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
     return Precision(arithmetic, kv_cache)
 
 
+@cache
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The first processor's model as Linux names it; empty where it does not say."""
+    return _first(cpuinfo, "model name")
+
+
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Features of the first processor as Linux names them; none where it does not say."""
+    return frozenset(_first(cpuinfo, "flags").split())
+
+
+def _first(cpuinfo: Path, field: str) -> str:
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return frozenset()
-    found = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(found.partition(":")[2].split())
+        return ""
+    found = next((line for line in lines if line.startswith(field)), "")
+    return found.partition(":")[2].strip()

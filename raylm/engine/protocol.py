@@ -158,6 +158,8 @@ class Capabilities:
     """How it can make one vector of a text, the model's own way first."""
     embedding_size: int = 0
     """Numbers in that vector."""
+    tokens_per_cpu_s: float = 0.0
+    """Decoding a few sequences, in processor time, as measured on loading; 0: not measured."""
 
     @property
     def max_prompt_tokens(self) -> int:
