@@ -312,7 +312,7 @@ def open_ir(ir_dir: Path, config: EngineConfig, *, draft_dir: Path | None = None
     """
     facts = _facts(ir_dir)
     precision = choose_precision(config, processor_flags())
-    log.info("openvino: %s arithmetic, %s cache", precision.arithmetic, precision.kv_cache)
+    log.info("openvino: %s", precision)
     compiled = [
         compile_paged_model(
             folder / "model.xml",

@@ -14,12 +14,19 @@ from pathlib import Path
 from raylm.config.engine import EngineConfig
 
 
+_INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
+_ACTIVATION_GROUP = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """Types, in OpenVINO's words: of the arithmetic, and of stored keys and values."""
 
     arithmetic: str
     kv_cache: str
+    activation_group: int = 0
+    """Columns of activations that are rounded to 8 bits with one scale, before products with
+    integer weights; 0: none are."""
 
 
 def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
@@ -28,7 +35,9 @@ def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
     `auto` arithmetic is bf16 where the processor has matrix units for it (amx_bf16), f32
     elsewhere: vector bf16 (avx512_bf16) was measured faster than f32 on one machine and
     slower on the next. `auto` keys and values are u8, except where f32 arithmetic was asked
-    for by name: who asks for it wants the exact text.
+    for by name: who asks for it wants the exact text. Activations are rounded where the processor
+    multiplies 8-bit integers: it took three fifths of the time there, for prompts and answers
+    (docs/serving.md). Elsewhere it would cost exactness alone.
     """
     arithmetic = config.precision
     if arithmetic == "auto":
@@ -36,7 +45,10 @@ def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
     kv_cache = config.kv_cache
     if kv_cache == "auto":
         kv_cache = "f32" if config.precision == "f32" else "u8"
-    return Precision(arithmetic, kv_cache)
+    rounds = config.dynamic_quantization == "on"
+    if config.dynamic_quantization == "auto":
+        rounds = config.precision != "f32" and not _INTEGER_PRODUCTS.isdisjoint(flags)
+    return Precision(arithmetic, kv_cache, _ACTIVATION_GROUP if rounds else 0)
 
 
 @cache
