@@ -13,7 +13,6 @@ from pathlib import Path
 
 from raylm.config.engine import EngineConfig
 
-
 _INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
 _ACTIVATION_GROUP = 64
 

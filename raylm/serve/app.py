@@ -101,9 +101,7 @@ def warnings() -> list[str]:
     """What there is to say of the models that are served; nothing where no gateway answers."""
     gateway: Any = serve.get_deployment_handle(GATEWAY, APP)
     try:
-        answers = gateway.broadcast("slower").results(
-            timeout_s=WARNINGS_S, return_exceptions=True
-        )
+        answers = gateway.broadcast("slower").results(timeout_s=WARNINGS_S, return_exceptions=True)
     except (TimeoutError, RayError, RayServeException):
         return []
     return next((answer for answer in answers if isinstance(answer, list)), [])

@@ -58,7 +58,8 @@ def engine_failed(request_id: str) -> RequestError:
 def model_replaced(request_id: str) -> RequestError:
     """The weights that began an answer are not served any more: others would say something else."""
     return RequestError(
-        f"the model was replaced by other weights while it answered request {request_id}; ask again",
+        f"the model was replaced by other weights during the answer to request {request_id}; "
+        "ask again",
         code="model-replaced",
         status=503,
         retry_after_s=1,

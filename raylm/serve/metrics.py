@@ -221,7 +221,7 @@ def engine_families(states: Mapping[str, Sequence[ReplicaState]]) -> list[Metric
     pace = GaugeMetricFamily(
         "raylm_engine_decode_tokens_per_cpu_second",
         "Tokens a second of processor time, decoding a few sequences when it was loaded.",
-        labels=(*labels, "weights", "processor"),
+        labels=labels,
     )
     up = GaugeMetricFamily("raylm_engine_up", "1 if the replica can work.", labels=labels)
     found: dict[str, Metric] = {"": up}
@@ -233,8 +233,7 @@ def engine_families(states: Mapping[str, Sequence[ReplicaState]]) -> list[Metric
                 value = float(getattr(state.stats, name)) if name else float(not state.problem)
                 family.add_metric([model, state.replica], value)  # type: ignore[attr-defined]
             if state.tokens_per_cpu_s:
-                of = [model, state.replica, state.weights, state.processor]
-                pace.add_metric(of, state.tokens_per_cpu_s)
+                pace.add_metric([model, state.replica], state.tokens_per_cpu_s)
     return [*found.values(), pace]
 
 

@@ -44,20 +44,21 @@ def slower_than_originals(paces: Iterable[Pace]) -> list[str]:
             beside = best[pace.kin, pace.processor]
             one = (pace.name, pace.weights)
             beside[one] = max(beside.get(one, 0.0), pace.tokens_per_cpu_s)
-    found: dict[str, tuple[float, str]] = {}
+    worst: dict[str, tuple[float, str]] = {}
     for (_, processor), beside in best.items():
         originals = [(rate, one) for one, rate in beside.items() if not _is_quantized(one[1])]
         if not originals:
             continue
-        original_rate, (original, precision) = max(originals)
+        full_rate, (full, full_weights) = max(originals)
         for (name, weights), rate in beside.items():
-            share = rate / original_rate
-            if _is_quantized(weights) and share < _NOISE and share < found.get(name, (1.0,))[0]:
-                found[name] = share, (
-                    f"{name} ({weights}) is slower than {original} ({precision}) on {processor}: "
-                    f"{rate:.0f} tokens against {original_rate:.0f} a second of processor time"
+            share = rate / full_rate
+            if _is_quantized(weights) and share < min(_NOISE, worst.get(name, (1.0, ""))[0]):
+                text = (
+                    f"{name} ({weights}) is slower than {full} ({full_weights}) on {processor}: "
+                    f"{rate:.0f} tokens against {full_rate:.0f} a second of processor time"
                 )
-    return [found[name][1] for name in sorted(found)]
+                worst[name] = share, text
+    return [worst[name][1] for name in sorted(worst)]
 
 
 def paces(

@@ -1,4 +1,4 @@
-"""The steps that a model is measured by when it is loaded: what they compute, and what they leave."""
+"""The steps that a model is measured by when it is loaded: which count, and what they leave."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def test_activations_are_rounded_where_that_is_fast_and_not_forbidden(
 
 def test_flags_are_read_as_linux_writes_them(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: EPYC 9\nflags\t\t: fpu avx2 amx_bf16\nbugs\t: x\n")
+    lines = ("processor\t: 0", "model name\t: EPYC 9", "flags\t\t: fpu avx2 amx_bf16", "bugs\t: x")
+    cpuinfo.write_text("\n".join(lines) + "\n")
     assert processor_flags(cpuinfo) == {"fpu", "avx2", "amx_bf16"}
     assert processor_flags(tmp_path / "none") == frozenset()
     assert (processor_name(cpuinfo), processor_name(tmp_path / "none")) == ("EPYC 9", "")

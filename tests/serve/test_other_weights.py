@@ -1,4 +1,5 @@
-"""A name that is deployed again with other weights: no answer is begun by one and ended by others."""
+"""A name that is deployed again with other weights: no answer is begun by one and ended by other
+weights."""
 
 from __future__ import annotations
 
