@@ -84,10 +84,10 @@ def status(store: Store, *, report: Report = silent) -> ClusterStatus:
 
 
 def _warnings(deployments: tuple[DeploymentStatus, ...]) -> tuple[str, ...]:
-    from raylm.serve import app
+    from raylm.serve.app import warnings
+    from raylm.serve.build import APP
 
-    is_served = any(each.application == app.APP for each in deployments)
-    return tuple(app.warnings()) if is_served else ()
+    return tuple(warnings()) if any(each.application == APP for each in deployments) else ()
 
 
 def write_endpoint(store: Store, values: Mapping[str, Any]) -> None:

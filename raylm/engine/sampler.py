@@ -184,7 +184,7 @@ def _top_p(weights: Floats, top_p: float) -> NDArray[np.intp]:
     wanted = top_p * float(weights.sum())
     # Most nuclei are small; sorting everything is the rare last resort.
     for count in (*_NUCLEUS_GUESSES, weights.size):
-        known = _largest(weights, min(count, weights.size))
+        known = _largest(weights, count)
         largest = np.sort(weights[known])[::-1]
         mass = np.cumsum(largest, dtype=np.float64)
         if mass[-1] >= wanted:
@@ -200,6 +200,8 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
     below the least of them: only what is not has to be partitioned (a vocabulary of 49,152 and
     50 of them: a seventh of the time).
     """
+    if count >= values.size:
+        return np.arange(values.size)
     num_strides = values.size // _STRIDE
     if num_strides <= count:
         return np.flatnonzero(values >= np.partition(values, -count)[-count])
