@@ -202,7 +202,8 @@ def _with_groups_that_fit(model: ov.Model, precision: Precision) -> Precision:
         and op.get_element_type() in (ov.Type.i4, ov.Type.i8)
         and len(op.get_output_shape(0)) == _GROUPED_RANK
     ]
-    return replace(precision, activation_group=min([precision.activation_group, *sizes]))
+    group = precision.activation_group
+    return replace(precision, activation_group=group and math.gcd(group, *sizes))
 
 
 def _block_bytes(port: Any) -> int:
