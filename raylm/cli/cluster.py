@@ -117,4 +117,6 @@ def _status_text(found: ClusterStatus) -> str:
         lines += ["", table(("deployment", "state", "replicas", ""), rows)]
     else:
         lines.append("nothing is served; `raylm serve` does")
+    if found.warnings:
+        lines += ["", *(f"warning: {text}" for text in found.warnings)]
     return "\n".join(lines)

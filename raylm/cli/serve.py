@@ -109,7 +109,7 @@ def _serve(
 
     settings = loaded.config.serve
     with connect(store, loaded.config.cluster, report):
-        from raylm.serve.app import deploy, undeploy
+        from raylm.serve.app import deploy, undeploy, warnings
         from raylm.serve.keys import FILE
 
         endpoint = deploy(
@@ -123,6 +123,8 @@ def _serve(
         )
         write_endpoint(store, endpoint.to_dict())
         emit(endpoint.to_dict(), endpoint_text(endpoint), output)
+        for text in warnings():
+            say(f"warning: {text}")
         if detach:
             return
         say("Ctrl-C ends it; --detach would leave it running")

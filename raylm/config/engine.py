@@ -70,6 +70,10 @@ class EngineConfig(Section):
     """openvino, torch, vllm, a plug-in's name, or auto: the fastest that can run the model."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
     """Arithmetic of activations; auto takes bf16 on processors with AMX, f32 on others."""
+    dynamic_quantization: Literal["auto", "on", "off"] = "auto"
+    """Round activations to 8 bits, a few columns with a scale of their own, before products with
+    integer weights; auto does so on processors with instructions for them (VNNI), except where
+    `precision: f32` is asked for. OpenVINO engine only."""
     kv_cache: Literal["auto", "f32", "bf16", "u8"] = "auto"
     """Storage of keys and values; auto takes 8 bits where the engine has them, f32 where
     `precision: f32` is asked for."""

@@ -42,6 +42,8 @@ class ClusterStatus:
     deployments: tuple[DeploymentStatus, ...] = ()
     endpoint: Mapping[str, Any] | None = None
     """What `raylm serve` deployed: url, models."""
+    warnings: tuple[str, ...] = ()
+    """What there is to say of the models that are served."""
     env: Mapping[str, str] = field(default_factory=dict)
     """What a client of its own sets before it imports Ray."""
 
@@ -64,6 +66,7 @@ def status(store: Store, *, report: Report = silent) -> ClusterStatus:
 
         total, free = ray.cluster_resources(), ray.available_resources()
         deployments = _deployments()
+        warnings = _warnings(deployments)
     return ClusterStatus(
         is_up=True,
         id=info.id,
@@ -75,8 +78,16 @@ def status(store: Store, *, report: Report = silent) -> ClusterStatus:
         cpus_free=free.get("CPU", 0.0),
         deployments=deployments,
         endpoint=read_endpoint(store) if deployments else None,
+        warnings=warnings,
         env=info.env,
     )
+
+
+def _warnings(deployments: tuple[DeploymentStatus, ...]) -> tuple[str, ...]:
+    from raylm.serve.app import warnings
+    from raylm.serve.build import APP
+
+    return tuple(warnings()) if any(each.application == APP for each in deployments) else ()
 
 
 def write_endpoint(store: Store, values: Mapping[str, Any]) -> None:

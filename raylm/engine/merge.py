@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylm.engine.adapter import Adapter, LowRank, read_adapter
+from raylm.engine.adapter import CONFIG, Adapter, LowRank, read_adapter
 from raylm.engine.apart import ended
 from raylm.engine.weights import StoredTensor, map_file, open_checkpoint
 from raylm.errors import ModelError
 from raylm.model.folder import check_folder, weight_files
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised when the same model and adapter give another result."""
 _COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
-_LEFT_OUT = frozenset({"manifest.json", "adapter_config.json"})
+_LEFT_OUT = frozenset({"manifest.json", CONFIG})
 
 
 def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
@@ -48,7 +48,11 @@ def merge(model_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
     check_fits(adapter, model_dir, config)
     for path in weight_files(model_dir):
         write_merged(map_file(path), adapter.layers, out_dir / path.name)
+    # A model may have the adapters it was itself made with beside its weights.
+    adapters = {path.parent for path in model_dir.rglob(CONFIG)} - {model_dir}
     for source in sorted(model_dir.rglob("*")):
+        if not adapters.isdisjoint(source.parents):
+            continue
         target = out_dir / source.relative_to(model_dir)
         if source.suffix in _COPIED and source.is_file() and source.name not in _LEFT_OUT:
             target.parent.mkdir(parents=True, exist_ok=True)

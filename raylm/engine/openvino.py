@@ -26,6 +26,7 @@ from raylm.engine.drafter import Drafter
 from raylm.engine.guess import Guesser, Lookup
 from raylm.engine.job import Job
 from raylm.engine.local import LocalEngine
+from raylm.engine.pace import decode_pace
 from raylm.engine.paged_model import PagedModel, compile_paged_model, num_blocks_in
 from raylm.engine.processor import choose_precision, processor_flags
 from raylm.engine.protocol import Capabilities, Chunk
@@ -311,7 +312,7 @@ def open_ir(ir_dir: Path, config: EngineConfig, *, draft_dir: Path | None = None
     """
     facts = _facts(ir_dir)
     precision = choose_precision(config, processor_flags())
-    log.info("openvino: %s arithmetic, %s cache", precision.arithmetic, precision.kv_cache)
+    log.info("openvino: %s", precision)
     compiled = [
         compile_paged_model(
             folder / "model.xml",
@@ -325,6 +326,8 @@ def open_ir(ir_dir: Path, config: EngineConfig, *, draft_dir: Path | None = None
     # A draft's keys and values lie in blocks of the same numbers.
     num_blocks = num_blocks_in(config.kv_cache_bytes, sum(one.block_bytes for one in compiled))
     model, *drafts = (one.with_cache(num_blocks) for one in compiled)
+    tokens_per_cpu_s = decode_pace(model)
+    log.info("decodes %.0f tokens a second of processor time", tokens_per_cpu_s)
     limit = min(facts["max_context_tokens"], model.num_blocks * model.block_size)
     capabilities = Capabilities(
         engine="openvino",
@@ -333,6 +336,7 @@ def open_ir(ir_dir: Path, config: EngineConfig, *, draft_dir: Path | None = None
         eos_token_ids=tuple(facts["eos_token_ids"]),
         features=frozenset({"generate", "logprobs", "prompt_logprobs", "continue", "cancel"}),
         weights=facts["weights"],
+        tokens_per_cpu_s=tokens_per_cpu_s,
     )
     tokenizer = Tokenizer.from_file(str(ir_dir / "tokenizer.json"))
     runner = PagedRunner(model, config, draft=drafts[0] if drafts else None)

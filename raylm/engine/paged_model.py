@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Positions of PagedAttention's inputs, as its specification numbers them.
 _SLIDING_WINDOW_INPUT = 10
+_GROUPED_RANK = 3  # integer weights with several scales a row: rows, groups, columns of a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ def compile_paged_model(
     model = core.read_model(xml)
     _to_paged_attention(model, sliding_window)
     _gather_rows(model)
+    precision = _with_groups_that_fit(model, precision)
     compiled = core.compile_model(model, "CPU", _properties(config, precision))
     log.info("compiled %s: %s", xml, precision)
     return CompiledModel(compiled, sum(_block_bytes(port) for port in _cache_ports(compiled)))
@@ -186,10 +188,22 @@ def _properties(config: EngineConfig, precision: Precision) -> dict[str, Any]:
         properties["INFERENCE_NUM_THREADS"] = config.num_threads
         # Pinning would put every replica of a machine on the same first cores.
         properties["ENABLE_CPU_PINNING"] = False
-    if config.precision == "f32":
-        # Quantized activations are the plugin's own choice otherwise, for int8 weights.
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    # What the plugin would choose for itself is another size for each of its versions.
+    properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = precision.activation_group
     return properties
+
+
+def _with_groups_that_fit(model: ov.Model, precision: Precision) -> Precision:
+    """Activations may share a scale only where their weights do: the plugin rounds none else."""
+    sizes = [
+        int(op.get_output_shape(0)[-1])
+        for op in model.get_ops()
+        if op.get_type_name() == "Constant"
+        and op.get_element_type() in (ov.Type.i4, ov.Type.i8)
+        and len(op.get_output_shape(0)) == _GROUPED_RANK
+    ]
+    group = precision.activation_group
+    return replace(precision, activation_group=group and math.gcd(group, *sizes))
 
 
 def _block_bytes(port: Any) -> int:

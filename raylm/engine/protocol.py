@@ -77,6 +77,8 @@ class Request:
     deadline_s: float | None = None
     """Unix time after which nobody waits for the answer any more."""
     variant: str | None = None
+    digest: str = ""
+    """Of the weights that began the answer, by which alone it may go on; empty: by any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    digest: str = ""
+    """Of the weights that it is from: on the first chunk that a replica sends, if they have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ class Capabilities:
     """How it can make one vector of a text, the model's own way first."""
     embedding_size: int = 0
     """Numbers in that vector."""
+    tokens_per_cpu_s: float = 0.0
+    """Decoding a few sequences, in processor time, as measured on loading; 0: not measured."""
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -34,6 +34,7 @@ from raylm.serve.vllm import check_gpus
 
 DRAIN_POLL_S = 0.1
 GONE_S = 60.0
+WARNINGS_S = 5.0
 
 
 def deploy(
@@ -94,6 +95,16 @@ def deploy(
             undeploy(drain_s=0)
         raise
     return endpoint_of(host, port, models, needs_key=bool(keys))
+
+
+def warnings() -> list[str]:
+    """What there is to say of the models that are served; nothing where no gateway answers."""
+    gateway: Any = serve.get_deployment_handle(GATEWAY, APP)
+    try:
+        answers = gateway.broadcast("slower").results(timeout_s=WARNINGS_S, return_exceptions=True)
+    except (TimeoutError, RayError, RayServeException):
+        return []
+    return next((answer for answer in answers if isinstance(answer, list)), [])
 
 
 def undeploy(*, drain_s: float, report: Report = silent) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
+from raylm.engine.processor import processor_name
 from raylm.engine.protocol import Capabilities, Chunk, Engine, Request, Stats
 from raylm.errors import RaylmError, RequestError
 from raylm.serve.failure import engine_failed
@@ -25,6 +26,12 @@ class ReplicaState:
     replica: str
     stats: Stats
     problem: str | None = None
+    weights: str = ""
+    """Their stored precision."""
+    processor: str = ""
+    """The model of the machine's processor."""
+    tokens_per_cpu_s: float = 0.0
+    """As measured on loading; 0: not measured."""
 
 
 class Backend(Protocol):
@@ -118,4 +125,12 @@ def state_of(replica: str, engine: Engine) -> ReplicaState:
         engine.health()
     except RaylmError as error:
         problem = error.message
-    return ReplicaState(replica, engine.stats(), problem)
+    able = engine.capabilities()
+    return ReplicaState(
+        replica,
+        engine.stats(),
+        problem,
+        able.weights,
+        processor_name(),
+        able.tokens_per_cpu_s,
+    )

@@ -44,19 +44,27 @@ class ResultCache:
         self._aside = Aside("the result cache")
         self._flights: dict[str, Flight] = {}
 
-    async def serve(self, key: str, plan: Plan, compute: Callable[[], Source]) -> Served:
-        """The chunks of a call from the store, from an equal call, or computed."""
+    async def serve(
+        self, key: str, plan: Plan, compute: Callable[[], Source], digest: str = ""
+    ) -> Served:
+        """The chunks of a call from the store, from an equal call, or computed.
+
+        `digest` is of the weights that the key is for; what others say is not kept.
+        """
         kept = await self._aside.ask(lambda: self._get(key))
         if kept is not None:
             return Served(_replay(kept, plan), "hit")
         flight = self._flights.get(key)
         found: Found = "miss" if flight is None else "shared"
-        flight = flight or self._begin(key, plan, compute())
+        flight = flight or self._begin(key, plan, compute(), digest)
         flight.join()
         return Served(flight.listen(), found, flight.leave)
 
-    def _begin(self, key: str, plan: Plan, source: Source) -> Flight:
+    def _begin(self, key: str, plan: Plan, source: Source, digest: str) -> Flight:
         async def keep(heard: Sequence[Items]) -> None:
+            # The model's name may have been deployed again with others since the call came in.
+            if any(chunk.digest not in ("", digest) for items in heard for _, chunk in items):
+                return
             await self._aside.ask(partial(self._put, key, _encode(heard)))
 
         def end() -> None:

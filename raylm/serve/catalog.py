@@ -32,6 +32,8 @@ class ServedModel:
     """Which of the variants of its model it is; None: the model has none."""
     is_default: bool = False
     """It is the variant of requests that name none."""
+    parents: tuple[str, ...] = ()
+    """Digests of what it was made from, where it is an artifact."""
 
     @property
     def model(self) -> str:

@@ -96,6 +96,7 @@ class Dispatch:
             result_key(plan, entry.model.digest, self.engine_key, owner),
             plan,
             lambda: self._in_turn(work, entry, tenant, meter),
+            entry.model.digest,
         )
         held.callback(served.close)
         call.headers["x-raylm-cache"] = served.found

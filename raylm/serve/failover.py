@@ -3,8 +3,9 @@
 When a replica dies, freezes or breaks in mid-answer, the request goes to another one together
 with the tokens that the client already has. Sampling is keyed by (seed, position) and text,
 penalties and grammars are rebuilt from the emitted tokens, so the answer goes on with what
-the first replica would have said: no gap, no repeat, no error. A text to embed or classify is
-simply given to another.
+the first replica would have said: no gap, no repeat, no error. Where a model's name was deployed
+again with other weights meanwhile, only a replica with the first weights may go on. A text to embed
+or classify is simply given to another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from raylm.engine.protocol import Chunk, Request
-from raylm.serve.failure import engine_failed
+from raylm.serve.failure import engine_failed, model_replaced
 
 log = logging.getLogger("raylm.serve")
 
@@ -29,6 +30,14 @@ one beside it gets on between the losses.
 
 Cause = Literal["died", "silent", "broken"]
 Found = TypeVar("Found")
+
+
+class OtherWeights(Exception):
+    """A replica whose weights are not those that began the answer, and so was not lost to it."""
+
+    def __init__(self, replica: str | None) -> None:
+        super().__init__(f"replica {replica or 'unknown'} has other weights")
+        self.replica = replica
 
 
 class ReplicaLost(Exception):
@@ -70,7 +79,8 @@ class RetryBudget:
 Attempt = Callable[[Request, frozenset[str]], AsyncGenerator[Sequence[Chunk], None]]
 """One replica's part of an answer, from one that is not in the set if there is another.
 
-Raises ReplicaLost when the replica is, and RequestError when the request is refused.
+Raises ReplicaLost when the replica is, OtherWeights when it may not go on with the answer, and
+RequestError when the request is refused.
 """
 
 
@@ -87,16 +97,20 @@ async def continued(
 
     Raises:
         RequestError: refused; or 500, when the request lost `MAX_LOSSES` replicas without
-            getting a token further, or the budget is spent.
+            getting a token further, or the budget is spent; or 503, when no replica with the
+            weights that began the answer is left.
     """
     budget.earn()
-    emitted = list(request.emitted_ids)
+    emitted, digest = list(request.emitted_ids), request.digest
     avoid: frozenset[str] = frozenset()
     num_attempts = losses = 0
     while True:
         # An id of its own for each attempt: the one before may still run where it fell silent.
         part = dataclasses.replace(
-            request, id=f"{request.id}.{num_attempts}", emitted_ids=tuple(emitted)
+            request,
+            id=f"{request.id}.{num_attempts}",
+            emitted_ids=tuple(emitted),
+            digest=digest,
         )
         stream = attempt(part, avoid)
         try:
@@ -106,6 +120,7 @@ async def continued(
                     if chunk.finish_reason == "cancelled":  # its engine was closed
                         raise ReplicaLost("broken", None)
                     emitted.extend(chunk.token_ids)
+                    digest = digest or chunk.digest
                     if chunk.prompt_logprobs:  # they come once, maybe before the first token
                         request = _unscored(request)
                 if len(emitted) > num_before:
@@ -123,6 +138,12 @@ async def continued(
             if losses >= MAX_LOSSES or not budget.spend():
                 raise engine_failed(request.id) from lost
             log.warning("request %s goes on elsewhere: %s", request.id, lost)
+        except OtherWeights as other:
+            num_attempts += 1
+            # One that it has failed on before is chosen only if there is no other.
+            if other.replica is None or other.replica in avoid:
+                raise model_replaced(request.id) from other
+            avoid |= {other.replica}
         finally:
             await stream.aclose()
 

@@ -55,6 +55,17 @@ def engine_failed(request_id: str) -> RequestError:
     )
 
 
+def model_replaced(request_id: str) -> RequestError:
+    """The weights that began an answer are not served any more: others would say something else."""
+    return RequestError(
+        f"the model was replaced by other weights during the answer to request {request_id}; "
+        "ask again",
+        code="model-replaced",
+        status=503,
+        retry_after_s=1,
+    )
+
+
 def internal_error(request_id: str) -> RequestError:
     """What a client hears of a defect of the gateway."""
     return RequestError(

@@ -68,6 +68,7 @@ class GatewayReplica:
         most = capacity(config, len(models))
         turns = Turns(running(config))
         catalog = catalog_of(models, engines, config, RetryBudget(most), metrics)
+        self._readiness = Readiness(catalog, num_replicas=config.min_replicas)
         alone = config.gateways == 1 and self._executor is None
         self._gateway = Gateway(
             catalog=catalog,
@@ -77,7 +78,7 @@ class GatewayReplica:
                 config, engine_key, turns, metrics, ledger=ledger, results=results
             ),
             metrics=metrics,
-            readiness=Readiness(catalog, num_replicas=config.min_replicas),
+            readiness=self._readiness,
             peers=None if alone else self._all_families,
         )
         self._batches: BatchRoutes | None = None
@@ -95,6 +96,10 @@ class GatewayReplica:
     async def families(self) -> list[Metric]:
         """This gateway's metrics, for the one that is scraped."""
         return self._gateway.families()
+
+    async def slower(self) -> list[str]:
+        """Of quantized models that are slower than what they were made from, a sentence each."""
+        return await self._readiness.slower()
 
     async def drain(self) -> int:
         """Refuse new calls from now on; how many still run."""

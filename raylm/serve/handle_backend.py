@@ -26,7 +26,14 @@ from raylm.engine.protocol import Capabilities, Chunk, Request
 from raylm.errors import RequestError
 from raylm.serve.backend import ReplicaState
 from raylm.serve.everyone import ask_all
-from raylm.serve.failover import Cause, ReplicaLost, RetryBudget, continued, repeated
+from raylm.serve.failover import (
+    Cause,
+    OtherWeights,
+    ReplicaLost,
+    RetryBudget,
+    continued,
+    repeated,
+)
 from raylm.serve.failure import not_ready, overloaded
 from raylm.serve.rotation import ROTATION, Leg, nothing
 from raylm.serve.transport import unpack
@@ -153,6 +160,7 @@ class HandleBackend:
 
         Raises:
             ReplicaLost: it died, broke, or is silent for too long.
+            OtherWeights: it may not go on with this answer.
             RequestError: the request is refused.
         """
         loop = asyncio.get_running_loop()
@@ -172,11 +180,13 @@ class HandleBackend:
         finally:
             leg.on_wait = leg.on_sent = nothing
 
-    def _explain(self, error: Exception, leg: Leg) -> RequestError | ReplicaLost:
+    def _explain(self, error: Exception, leg: Leg) -> RequestError | ReplicaLost | OtherWeights:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, RequestError):
             if cause.code == "cancelled":  # a text whose engine was closed
                 return ReplicaLost("broken", leg.replica)
+            if cause.code == "model-replaced":
+                return OtherWeights(leg.replica)
             return cause
         if isinstance(cause, BackPressureError):
             return overloaded()

@@ -218,6 +218,11 @@ def engine_families(states: Mapping[str, Sequence[ReplicaState]]) -> list[Metric
             "Guessed tokens that were right.",
         ),
     }
+    pace = GaugeMetricFamily(
+        "raylm_engine_decode_tokens_per_cpu_second",
+        "Tokens a second of processor time, decoding a few sequences when it was loaded.",
+        labels=labels,
+    )
     up = GaugeMetricFamily("raylm_engine_up", "1 if the replica can work.", labels=labels)
     found: dict[str, Metric] = {"": up}
     found |= {k: GaugeMetricFamily(*v, labels=labels) for k, v in gauges.items()}
@@ -227,7 +232,9 @@ def engine_families(states: Mapping[str, Sequence[ReplicaState]]) -> list[Metric
             for name, family in found.items():
                 value = float(getattr(state.stats, name)) if name else float(not state.problem)
                 family.add_metric([model, state.replica], value)  # type: ignore[attr-defined]
-    return list(found.values())
+            if state.tokens_per_cpu_s:
+                pace.add_metric([model, state.replica], state.tokens_per_cpu_s)
+    return [*found.values(), pace]
 
 
 def exposition(gateways: Sequence[Iterable[Metric]], engines: Iterable[Metric]) -> bytes:

@@ -25,7 +25,13 @@ def served_artifact(artifact: Artifact, aliases: Sequence[str] = ()) -> ServedMo
     """A model artifact under its name; `name-digest12` is an alias."""
     name = artifact.manifest.name
     names = dict.fromkeys([f"{name}-{artifact.digest[:12]}", *aliases])
-    return ServedModel(name, artifact.path, artifact.digest, tuple(n for n in names if n != name))
+    return ServedModel(
+        name,
+        artifact.path,
+        artifact.digest,
+        tuple(n for n in names if n != name),
+        parents=artifact.manifest.parents,
+    )
 
 
 def served_folder(folder: Path, name: str | None = None) -> ServedModel:

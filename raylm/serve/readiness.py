@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
 from raylm.serve.backend import ReplicaState
 from raylm.serve.catalog import Catalog
+from raylm.serve.slower import paces, slower_than_originals
 
+log = logging.getLogger("raylm.serve")
 FRESH_S = 0.5
 """Answers are kept this long: `/readyz` is public, and must not be a lever on the engines."""
 
@@ -22,6 +25,7 @@ class Readiness:
         self._lock = asyncio.Lock()
         self._states: dict[str, list[ReplicaState]] = {}
         self._asked_s = -FRESH_S
+        self._told: set[str] = set()
 
     async def states(self) -> dict[str, list[ReplicaState]]:
         """The replicas that answered, by model."""
@@ -32,7 +36,20 @@ class Readiness:
                 names = [entry.model.name for entry in entries]
                 self._states = dict(zip(names, found, strict=True))
                 self._asked_s = time.monotonic()
+                for text in self._slower():
+                    if text not in self._told:
+                        log.warning("%s", text)
+                    self._told.add(text)
             return self._states
+
+    async def slower(self) -> list[str]:
+        """Of quantized models that are slower than what they were made from, a sentence each."""
+        await self.states()
+        return self._slower()
+
+    def _slower(self) -> list[str]:
+        models = [entry.model for entry in self._catalog.entries]
+        return slower_than_originals(paces(models, self._states))
 
     async def report(self) -> dict[str, Any]:
         """What `/readyz` says: ready when each model that must have a replica has one that

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from ray import serve
 from raylm.config.engine import EngineConfig
 from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
 from raylm.engine.load import load
-from raylm.engine.protocol import Capabilities, Request
+from raylm.engine.protocol import Capabilities, Chunk, Request
 from raylm.errors import RaylmError
 from raylm.serve.backend import ReplicaState, state_of
 from raylm.serve.beside import answer_beside_requests
 from raylm.serve.catalog import ServedModel
+from raylm.serve.failure import model_replaced
 from raylm.serve.gather import batched
 from raylm.serve.listen import listen_on_node_address
 from raylm.serve.transport import Packed, pack
@@ -39,6 +41,7 @@ class EngineReplica:
         answer_beside_requests("state")
         # Code from checkpoints is not run, and nothing is fetched, whatever a library defaults to.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self._digest = model.digest
         self._name = serve.get_replica_context().replica_id.unique_id
         try:
             self._engine = load(
@@ -58,9 +61,9 @@ class EngineReplica:
         An empty list is a sign of life: the answer is waited for, or being computed.
 
         Raises:
-            RequestError: refused by the engine.
+            RequestError: refused by the engine; or 503, other weights began the answer.
         """
-        chunks_of = self._engine.generate(request)
+        chunks_of = by_weights(self._digest, request, self._engine.generate)
         async with aclosing(batched(chunks_of, idle_s=SIGN_OF_LIFE_S)) as stream:
             async for chunks in stream:
                 yield pack(chunks)
@@ -98,6 +101,28 @@ class EngineReplica:
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.close()
+
+
+async def by_weights(
+    digest: str, request: Request, generate: Callable[[Request], AsyncIterator[Chunk]]
+) -> AsyncGenerator[Chunk, None]:
+    """The chunks of an answer, the first of which says which weights they are from.
+
+    Raises:
+        RequestError: 503, others began the answer.
+    """
+    if request.digest not in ("", digest):
+        raise model_replaced(request.id)
+    chunks = generate(request)
+    said = digest
+    try:
+        async for chunk in chunks:
+            yield replace(chunk, digest=said) if said else chunk
+            said = ""
+    finally:
+        close: Any = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 CAUSE = "raylm: cannot start: "

@@ -22,8 +22,10 @@ Packed = tuple[
     FinishReason | None,
     int | None,
     tuple[Logprob | None, ...],
+    str,
 ]
-"""Position, token ids, text, logprobs, finish reason, cached tokens, the prompt's logprobs."""
+"""Position, token ids, text, logprobs, finish reason, cached tokens, the prompt's logprobs, the
+weights' digest."""
 
 
 def pack(chunks: Sequence[Chunk]) -> list[Packed]:
@@ -40,6 +42,7 @@ def pack(chunks: Sequence[Chunk]) -> list[Packed]:
                 None if entry is None else (entry.token_id, entry.logprob, entry.top)
                 for entry in chunk.prompt_logprobs
             ),
+            chunk.digest,
         )
         for chunk in chunks
     ]
@@ -57,6 +60,7 @@ def unpack(request_id: str, packed: Sequence[Packed]) -> list[Chunk]:
             reason,
             num_cached,
             tuple(None if entry is None else TokenLogprob(*entry) for entry in of_prompt),
+            digest,
         )
-        for position, token_ids, text, logprobs, reason, num_cached, of_prompt in packed
+        for position, token_ids, text, logprobs, reason, num_cached, of_prompt, digest in packed
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ def test_everything_else_is_as_it_was(llama, tmp_path):
         assert same == (name != f"{Q}.weight")
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (out / file).read_bytes() == (llama / file).read_bytes()
+
+
+def test_adapters_that_a_model_was_made_with_stay_with_it(llama, tmp_path):
+    model = shutil.copytree(llama, tmp_path / "model")
+    write_adapter(model / "adapter", {Q: (64, 64)})
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling/config.json").write_text("{}")
+    out = merged(model, write_adapter(tmp_path / "a", {Q: (64, 64)}), tmp_path / "out")
+    assert not (out / "adapter").exists()
+    assert (out / "1_Pooling/config.json").read_text() == "{}"
 
 
 def test_shards_and_types_stay_and_sums_are_rounded_once(llama, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from raylm.config.engine import EngineConfig
 from raylm.engine.convert import ensure_ir
 from raylm.engine.paged_model import TokenBatch, compile_paged_model, num_blocks_in
-from raylm.engine.processor import Precision
+from raylm.engine.processor import Precision, choose_precision, processor_flags
 from raylm.errors import ModelError
 
 CONFIG = EngineConfig(precision="f32", kv_cache_bytes=2**20)
@@ -61,6 +61,36 @@ def test_a_u8_cache_has_more_blocks_and_close_logits(xml):
     batch = one_sequence(ids, 0, 60, [2, 5], range(60))
     a, b = exact.forward(batch).copy(), small.forward(batch).copy()
     assert 0 < np.abs(a - b).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("folder", "group", "used"),
+    [("llama", 64, 64), ("int8_llama", 64, 64), ("int4_llama", 64, 32), ("int4_llama", 0, 0)],
+)
+def test_activations_share_scales_where_weights_do(request, cache_root, folder, group, used):
+    folder = request.getfixturevalue(folder)
+    xml = ensure_ir(folder, cache_root, folder.name) / "model.xml"
+    compiled = compile_paged_model(xml, CONFIG, Precision("f32", "f32", group)).compiled
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == used
+
+
+@pytest.mark.skipif(
+    not choose_precision(EngineConfig(), processor_flags()).activation_group,
+    reason="this processor has no instructions for it",
+)
+@pytest.mark.parametrize("name", ["int8_llama", "int4_llama"])
+def test_rounded_activations_give_close_logits_and_none_are_rounded_unasked(
+    request, cache_root, name
+):
+    folder = request.getfixturevalue(name)
+    xml = ensure_ir(folder, cache_root, folder.name) / "model.xml"
+    ids = np.random.default_rng(1).integers(2, 400, 60)
+    batch = one_sequence(ids, 0, 60, [2, 5], range(60))
+    groups = [Precision("f32", "f32", group) for group in (0, 0, 64)]
+    exact, again, rounded = (load(xml, precision).forward(batch).copy() for precision in groups)
+    assert np.array_equal(exact, again)
+    off = np.abs(exact - rounded)
+    assert off.max() > 0 and off.mean() < 0.06 * exact.std()
 
 
 @pytest.mark.parametrize("kv_cache", ["f32", "u8"])

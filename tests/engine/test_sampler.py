@@ -88,6 +88,16 @@ def test_top_p_of_a_flat_large_vocabulary_goes_beyond_the_first_guess():
     assert min(drawn) >= 100 and len(set(drawn)) > 200
 
 
+@pytest.mark.parametrize("vocab_size", [1000, 8192, 50257])
+@pytest.mark.parametrize("top_k", [1, 5, 64, 392, 393, 999])
+def test_the_likeliest_of_a_vocabulary_are_those_of_sorting_it(vocab_size, top_k):
+    logits = RNG.integers(-40, 40, vocab_size).astype(np.float32)  # full of ties
+    entry = token_logprob(logits, 0, top_k)
+    assert [token for token, _ in entry.top] == np.argsort(-logits, kind="stable")[:top_k].tolist()
+    drawn = set(draw(logits, Sampling(top_k=top_k + 1, temperature=1e4), range(100)))
+    assert drawn <= set(np.flatnonzero(logits >= np.sort(logits)[-top_k - 1]).tolist())
+
+
 def test_top_k_and_top_p_apply_together():
     logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
     drawn = set(draw(logits, Sampling(top_k=3, top_p=0.7), range(200)))

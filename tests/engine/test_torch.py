@@ -122,6 +122,13 @@ def test_the_context_is_bounded_by_model_and_cache(engine, client):
     assert error.value.code == "context_length_exceeded"
 
 
+def test_rounded_activations_are_refused(llama, tmp_path):
+    config = CONFIG.model_copy(update={"dynamic_quantization": "on"})
+    with pytest.raises(ConfigError) as error:
+        load(llama, config, cache_root=tmp_path, digest="d")
+    assert error.value.code == "unsupported-quantization"
+
+
 @pytest.mark.parametrize("kv_cache", ["u8", "bf16"])
 def test_a_cache_type_it_does_not_have_is_refused(llama, tmp_path, kv_cache):
     config = CONFIG.model_copy(update={"kv_cache": kv_cache})

@@ -154,6 +154,7 @@ def test_the_config_is_told_to_vllm(tmp_path):
     ("asked_for", "code"),
     [
         ({"speculation": PromptLookup()}, "unsupported-speculation"),
+        ({"dynamic_quantization": "on"}, "unsupported-quantization"),
         ({"kv_cache": "u8"}, "unsupported-kv-cache"),
         ({"kv_cache": "f32", "precision": "bf16"}, "unsupported-kv-cache"),
     ],

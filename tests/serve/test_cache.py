@@ -236,6 +236,24 @@ def test_an_answer_that_stops_short_is_not_kept():
     assert len(kept) == 0
 
 
+@pytest.mark.parametrize(("digest", "num_kept"), [("ab", 1), ("", 1), ("cd", 0)])
+def test_what_other_weights_say_is_not_kept(digest, num_kept):
+    """A name may be deployed again between a call and its answer."""
+    kept, plan = store(), a_plan(temperature=0.0)
+
+    async def whole() -> AsyncGenerator[Items, None]:
+        yield [(0, Chunk("id", 0, (5,), "x", (), "length", digest=digest))]
+
+    async def work() -> None:
+        served = await cache_of(kept).serve("key", plan, whole, "ab")
+        assert [items async for items in served.items]
+        served.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert len(kept) == num_kept
+
+
 def test_other_weights_have_other_answers(serve_here):
     kept = store()
     first, second = serve_here(results=kept), serve_here(results=kept, digest="cd" * 32)

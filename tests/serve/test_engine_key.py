@@ -14,6 +14,7 @@ from raylm.serve.results import engine_key
 MAY_CHANGE_TEXTS: dict[str, Any] = {
     "kind": "torch",
     "precision": "bf16",
+    "dynamic_quantization": "off",
     "kv_cache": "f32",
     "kv_cache_bytes": 2**30,  # where it runs out, sequences are computed anew in other steps
     "prefix_cache": False,

@@ -12,8 +12,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylm.engine.encode import Classification, ClassifyRequest, Embedding, EmbedRequest
+from raylm.engine.protocol import Request, Sampling
 from raylm.errors import RequestError
 from raylm.serve.failover import RetryBudget
+from raylm.serve.failure import model_replaced
 from raylm.serve.handle_backend import HandleBackend
 from raylm.serve.rotation import ROTATION
 
@@ -28,6 +30,15 @@ class Response:
 
     def __await__(self) -> Any:
         return self._wait().__await__()
+
+    async def __anext__(self) -> Any:
+        """The messages of a stream are a list; an exception among them is raised."""
+        if not self.outcome:
+            raise StopAsyncIteration
+        message = self.outcome.pop(0)
+        if isinstance(message, Exception):
+            raise message
+        return [message]
 
     async def _wait(self) -> Any:
         if self.outcome == "never":
@@ -125,6 +136,23 @@ def test_failures_are_told_as_for_answers(outcomes, status, code):
         asyncio.run(backend_of(handle).classify(ClassifyRequest("r", (5,))))
     assert (error.value.status, error.value.code) == (status, code)
     assert "secret" not in error.value.message and len(handle.asked) == len(outcomes)
+
+
+def test_a_replica_with_other_weights_is_not_lost():
+    """Nothing else is wrong with it: it stays in rotation."""
+    first = (0, (5,), "a", (), None, 0, (), "ab")
+    second = (1, (6,), "b", (), "length", None, (), "ab")
+    handle, lost = Handle([first, RayActorError()], [model_replaced("r.1")], [second]), []
+
+    async def read() -> list[int]:
+        request = Request("r", (1,), Sampling(max_tokens=2))
+        stream = backend_of(handle, lost=lost).generate(request)
+        return [token for some in [s async for s in stream] for c in some for token in c.token_ids]
+
+    assert asyncio.run(read()) == [5, 6]
+    assert [request.digest for request in handle.asked] == ["", "ab", "ab"]
+    assert handle.avoided == [set(), {"replica-0"}, {"replica-0", "replica-1"}]
+    assert lost == [("m", "died")] and ROTATION.standing("replica-1").out_until_s == 0
 
 
 def test_a_call_that_is_given_up_is_cancelled_at_the_replica():

@@ -40,6 +40,7 @@ def test_series_of_all_gateways_stand_side_by_side():
                             guessed_tokens_total=40,
                             confirmed_tokens_total=31,
                         ),
+                        tokens_per_cpu_s=250.5,
                     ),
                     ReplicaState("r2", Stats(), "broken"),
                 ]
@@ -62,6 +63,9 @@ def test_series_of_all_gateways_stand_side_by_side():
     assert values["raylm_engine_prefix_hit_tokens_total", "r1"] == 64
     assert values["raylm_engine_guessed_tokens_total", "r1"] == 40
     assert values["raylm_engine_confirmed_tokens_total", "r1"] == 31
+    assert values["raylm_engine_decode_tokens_per_cpu_second", "r1"] == 250.5
+    # What was not measured is not told as 0.
+    assert ("raylm_engine_decode_tokens_per_cpu_second", "r2") not in values
 
 
 def test_names_units_and_labels():

@@ -18,11 +18,14 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from ray import serve
 
 from raylm.config.engine import EngineConfig
 from raylm.config.serve import LimitsConfig, ServeConfig
-from raylm.errors import ConfigError, HostError
+from raylm.engine.protocol import Request, Sampling
+from raylm.errors import ConfigError, HostError, RequestError
 from raylm.serve.app import Endpoint, deploy, undeploy
+from raylm.serve.build import APP, engine_name
 from raylm.serve.catalog import ServedModel
 from raylm.serve.prepare import served_folder
 from raylm.store import Store
@@ -189,6 +192,21 @@ def test_everything_listens_on_loopback_only(endpoint):
 
     # HAProxy hands over to a new process when replicas come or go: one may end meanwhile.
     until(lambda: look() >= 5, 30)
+
+
+def test_a_replica_goes_on_with_answers_of_its_own_weights_alone(endpoint, model):
+    handle = serve.get_deployment_handle(engine_name(model), APP).options(stream=True)
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+
+    def ask(digest: str) -> list[int]:
+        request = Request(f"by-{digest}", (5, 6), sampling, emitted_ids=(7,), digest=digest)
+        messages = handle.generate.remote(request)
+        return [token for packed in messages for chunk in packed for token in chunk[1]]
+
+    assert len(ask(model.digest)) == 3 and ask("") == ask(model.digest)
+    with pytest.raises(RequestError, match="replaced by other weights") as caught:
+        ask("ab" * 32)
+    assert caught.value.code == "model-replaced"
 
 
 def cancelled(endpoint: Endpoint) -> float:

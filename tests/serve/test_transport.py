@@ -12,6 +12,7 @@ CHUNKS = [
     Chunk("r", 2, (7,), "é", (TokenLogprob(7, -0.5, ((7, -0.5), (8, -1.5))),)),
     Chunk("r", 3, (), "", (), "stop"),
     Chunk("r", 0, (5,), "a", num_cached_tokens=64, prompt_logprobs=(None, TokenLogprob(7, -0.5))),
+    Chunk("r", 0, (5,), "a", digest="ab" * 32),
 ]
 
 

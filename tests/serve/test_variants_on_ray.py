@@ -28,7 +28,9 @@ from raylm.config.engine import EngineConfig
 from raylm.deploy import owned
 from raylm.deploy.record import read_record
 from raylm.engine.load import load
+from raylm.engine.processor import processor_name
 from raylm.engine.protocol import Request, Sampling
+from raylm.serve.slower import Pace, slower_than_originals
 from raylm.store import Store
 from tests.engine.adapters import write_adapter
 from tests.serve.conftest import write_llama
@@ -179,6 +181,24 @@ def test_models_and_status_list_every_variant_with_its_digest(site, client):
         assert re.search(rf"{re.escape(name)}.*{digest[:12]}", text)
     lineage = json.loads(site.raylm("models", "show", "notes-acme", "-o", "json"))["lineage"]
     assert [ref.rpartition("-")[0] for ref in lineage] == ["model/notes-acme", "model/notes"]
+
+
+def test_status_warns_of_quantized_variants_that_are_slower(site):
+    """What the replicas measured decides; a model this small may well be slower in 8 bits."""
+    pattern = r'raylm_engine_decode_tokens_per_cpu_second\{model="(.*?)".*?\} (\S+)'
+    measured = {name: float(rate) for name, rate in re.findall(pattern, get(site, "/metrics"))}
+    assert measured.keys() == {"notes@f32", "notes@int8", "notes@acme"}
+    assert min(measured.values()) > 0
+    weights = {"notes@f32": "f32", "notes@int8": "int8", "notes@acme": "f32"}
+    wanted = slower_than_originals(
+        Pace(name, "notes", weights[name], processor_name(), rate)
+        for name, rate in measured.items()
+    )
+    assert json.loads(site.raylm("status", "-o", "json"))["warnings"] == wanted
+    text = site.raylm("status")
+    assert [line for line in text.splitlines() if line.startswith("warning")] == [
+        f"warning: {each}" for each in wanted
+    ]
 
 
 def test_an_unknown_variant_is_a_404_that_lists_those_there_are(client):

@@ -89,6 +89,12 @@ def _arithmetic(config: EngineConfig) -> str:
             code="unsupported-speculation",
             hint="set engine.speculation to null, or engine.kind to openvino",
         )
+    if config.dynamic_quantization == "on":
+        raise ConfigError(
+            "the torch engine does not round activations",
+            code="unsupported-quantization",
+            hint="set engine.dynamic_quantization to auto, or engine.kind to openvino",
+        )
     if config.kv_cache == "u8":
         raise ConfigError(
             "the torch engine has no 8-bit key-value cache",

@@ -117,6 +117,12 @@ def _check(config: EngineConfig) -> None:
             code="unsupported-speculation",
             hint="set engine.speculation to null, or engine.kind to openvino",
         )
+    if config.dynamic_quantization == "on":
+        raise ConfigError(
+            "the vllm engine rounds activations as the model's folder says, and no others",
+            code="unsupported-quantization",
+            hint="set engine.dynamic_quantization to auto, or engine.kind to openvino",
+        )
     if config.kv_cache not in ("auto", config.precision):
         raise ConfigError(
             "the vllm engine keeps keys and values in its arithmetic's type",
