@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from raylm.config.engine import EngineConfig
+from raylm.errors import ConfigError
 
 _INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
 _ACTIVATION_GROUP = 64  # measured as fast as 128, and as exact as 32
@@ -44,6 +45,12 @@ def choose_precision(config: EngineConfig, flags: frozenset[str]) -> Precision:
     kv_cache = config.kv_cache
     if kv_cache == "auto":
         kv_cache = "f32" if config.precision == "f32" else "u8"
+    if (arithmetic, kv_cache) == ("bf16", "f32"):
+        raise ConfigError(
+            "keys and values cannot be kept in f32 where arithmetic is bf16, as it is here",
+            code="unsupported-kv-cache",
+            hint="set engine.precision to f32, or engine.kv_cache to auto",
+        )
     rounds = config.dynamic_quantization == "on"
     if config.dynamic_quantization == "auto":
         rounds = config.precision != "f32" and not _INTEGER_PRODUCTS.isdisjoint(flags)

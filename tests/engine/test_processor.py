@@ -2,6 +2,7 @@ import pytest
 
 from raylm.config.engine import EngineConfig
 from raylm.engine.processor import Precision, choose_precision, processor_flags, processor_name
+from raylm.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,12 @@ from raylm.engine.processor import Precision, choose_precision, processor_flags,
 def test_precision_follows_the_config_and_the_flags(precision, kv_cache, flags, expected):
     config = EngineConfig(precision=precision, kv_cache=kv_cache)
     assert choose_precision(config, frozenset(flags)) == expected
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("bf16", set()), ("auto", {"amx_bf16"})])
+def test_an_exact_cache_of_rounded_arithmetic_is_refused(precision, flags):
+    with pytest.raises(ConfigError, match="cannot be kept in f32"):
+        choose_precision(EngineConfig(precision=precision, kv_cache="f32"), frozenset(flags))
 
 
 @pytest.mark.parametrize(
