@@ -1,4 +1,4 @@
-"""MFU of models of 124M and 350M parameters at bf16 on one GPU, through `raylm train` itself.
+"""MFU of models of 124M and 350M parameters at bf16 on one GPU, through `raylm run`.
 
     python benchmarks/gpu_mfu.py [--sizes 124M 350M] [--steps 40] [--micro-batch N]
         [--only plain liger compile both] [--store FOLDER]
