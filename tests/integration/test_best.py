@@ -1,7 +1,8 @@
-"""What two ranks write: the best checkpoint, found beside the training, and an adapter."""
+"""What two ranks write of an adapter's training: its best checkpoint, found beside it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -9,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from raylm.artifact import Artifact
+from raylm.artifact import Artifact, write_atomic
 from raylm.config import Loaded
 from raylm.config.model import ModelConfig
 from raylm.config.train import (
     AsideConfig,
     CheckpointConfig,
-    GuardConfig,
     LoraConfig,
-    ScheduleConfig,
 )
 from raylm.data.shards import PackedSplit
 from raylm.record import RunResult
@@ -35,52 +34,7 @@ from tests.integration.test_faults import Training
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
-def test_the_best_checkpoint_is_found_beside_the_training_kept_and_written(
-    finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
-) -> None:
-    changes = {
-        "zero": 3,
-        "steps": 40,
-        "result": "best",
-        "checkpoint": CheckpointConfig(every_steps=5, keep=1, keep_best=1),
-        # Two workers have the test's two cores.
-        "validate_aside": AsideConfig(num_cpus=0),
-        # So fast that it gets worse.
-        "optimizer": loaded.config.train.optimizer.model_copy(update={"lr": 0.3}),
-        "schedule": ScheduleConfig(kind="constant", warmup=0.99),
-        "guard": GuardConfig(spike_sigma=0),
-        "hang_s": 0.0,
-    }
-    dataset = store.list("dataset")[0]
-    run = Training(loaded, store, dataset, tmp_path, changes).start()
-    # The training would be over before a look at a checkpoint is: it waits.
-    run.until(run.has_checkpoint)
-    ranks = [sign.pid for sign in read_signs(tmp_path)]
-    assert len(ranks) == 2
-    try:
-        for pid in ranks:
-            os.kill(pid, signal.SIGSTOP)
-        run.until(lambda: any((tmp_path / ASIDE).glob("*.json")))
-    finally:
-        for pid in ranks:
-            os.kill(pid, signal.SIGCONT)
-    run.end()
-    assert run.model is not None
-    lines = list(read_metrics(tmp_path / METRICS))
-    aside = {line["step"]: line["held_out_loss"] for line in lines if "aside" in line}
-    last = next(x["held_out_loss"] for x in lines if "held_out_loss" in x and x["step"] == 40)
-    (result,) = (line["result"] for line in lines if "result" in line)
-    best = min(aside, key=lambda step: aside[step])
-    assert (result["step"], result["held_out_loss"]) == (best, aside[best])
-    assert result["last_held_out_loss"] == last > aside[best]
-    kept = [c.progress.step for c in complete_checkpoints(tmp_path / CHECKPOINTS)]
-    assert kept == [40, best]
-    metrics = run.model.manifest.metrics
-    assert (metrics["result"], metrics["held_out_loss"]) == (result, aside[best])
-    assert held_out_loss(run.model, dataset) == pytest.approx(aside[best], rel=1e-5)
-
-
-def test_an_adapter_is_written_beside_the_model_that_has_it_added(
+def test_an_adapters_best_checkpoint_is_found_beside_the_training_kept_and_written(
     finished: RunResult, store: Store, loaded: Loaded, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
@@ -90,10 +44,50 @@ def test_an_adapter_is_written_beside_the_model_that_has_it_added(
     base = store.resolve(str(trained.ref))
     model = ModelConfig(path=str(base.path))
     adapted = replace(loaded, config=loaded.config.model_copy(update={"model": model}))
-    changes = {"zero": 2, "steps": 6, "lora": LoraConfig(rank=8, alpha=16.0)}
-    run = Training(adapted, store, store.list("dataset")[0], tmp_path, changes).start()
+    changes = {
+        "zero": 3,
+        "steps": 40,
+        "lora": LoraConfig(rank=8, alpha=16.0),
+        "result": "best",
+        "checkpoint": CheckpointConfig(every_steps=5, keep=1, keep_best=1),
+        # Two workers have the test's two cores.
+        "validate_aside": AsideConfig(num_cpus=0),
+        "hang_s": 0.0,
+    }
+    dataset = store.list("dataset")[0]
+    run = Training(adapted, store, dataset, tmp_path, changes).start()
+    # The training would be over before a look at a checkpoint is: it waits.
+    run.until(run.has_checkpoint)
+    ranks = [sign.pid for sign in read_signs(tmp_path)]
+    assert len(ranks) == 2
+    try:
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        run.until(lambda: any((tmp_path / ASIDE).glob("*.json")))
+        (file,) = (tmp_path / ASIDE).glob("*.json")
+        found = json.loads(file.read_text())
+        # The model learns on, and its last step would be the best: said to be better, this one is.
+        write_atomic(file, json.dumps({**found, "held_out_loss": 0.5}))
+    finally:
+        for pid in ranks:
+            os.kill(pid, signal.SIGCONT)
     run.end()
     assert run.model is not None
+    best = found["step"]
+    lines = list(read_metrics(tmp_path / METRICS))
+    (result,) = (line["result"] for line in lines if "result" in line)
+    last = next(x["held_out_loss"] for x in lines if "held_out_loss" in x and x["step"] == 40)
+    assert (result["step"], result["held_out_loss"], result["last_held_out_loss"]) == (
+        best, 0.5, last,
+    )  # fmt: skip
+    assert run.model.manifest.metrics["result"] == result
+    kept = [c.progress.step for c in complete_checkpoints(tmp_path / CHECKPOINTS)]
+    assert kept == [40, best]
+    # What was written is what the look saw, and not the last step's.
+    written = held_out_loss(run.model, dataset)
+    assert written == pytest.approx(found["held_out_loss"], rel=1e-5)
+    assert abs(written - last) > 1e-3
+
     before, after = (load_file(each.path / "model.safetensors") for each in (base, run.model))
     adapter = load_file(run.model.path / ADAPTER / "adapter_model.safetensors")
     assert len(adapter) == 2 * 7 * 2, "two matrices for each of seven layers, twice"
