@@ -13,11 +13,7 @@ import pytest
 from raylm.artifact import Artifact, write_atomic
 from raylm.config import Loaded
 from raylm.config.model import ModelConfig
-from raylm.config.train import (
-    AsideConfig,
-    CheckpointConfig,
-    LoraConfig,
-)
+from raylm.config.train import AsideConfig, CheckpointConfig, LoraConfig
 from raylm.data.shards import PackedSplit
 from raylm.record import RunResult
 from raylm.stage import CHECKPOINTS
@@ -58,8 +54,8 @@ def test_an_adapters_best_checkpoint_is_found_beside_the_training_kept_and_writt
     run = Training(adapted, store, dataset, tmp_path, changes).start()
     # The training would be over before a look at a checkpoint is: it waits.
     run.until(run.has_checkpoint)
+    run.until(lambda: len(read_signs(tmp_path)) == 2)
     ranks = [sign.pid for sign in read_signs(tmp_path)]
-    assert len(ranks) == 2
     try:
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)
