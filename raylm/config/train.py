@@ -173,8 +173,8 @@ class TrainConfig(Section):
     """What is kept in the host's memory instead of a GPU's. optimizer: its state and step (zero 1
     to 3); all: the parameters too, fetched layer by layer (zero 3). On CPUs it saves nothing."""
     compile: bool = False
-    """Compile the model's layers with torch.compile at the first step (zero 0 to 2): minutes that
-    pay off in long runs. It needs a C++ compiler."""
+    """Compile the model's layers with torch.compile at the first step (zero 0 to 2), which takes up
+    to minutes, and on CPUs gains next to nothing. It needs a C++ compiler."""
     liger: bool | None = None
     """Liger's GPU kernels for norms, rotary positions and gated layers (arXiv 2410.10989), which
     change the last bits of a result. None takes them where workers have GPUs, the package is

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raylm.artifact import MANIFEST
 from raylm.config.cluster import ClusterConfig
 from raylm.deploy import cluster
 from raylm.deploy.dashboard import find_dashboard
@@ -24,6 +23,7 @@ from raylm.stage import CHECKPOINTS
 from raylm.store import Store
 from raylm.train.checkpoint import complete_checkpoints
 from raylm.train.metrics import METRICS, read_metrics
+from raylm.train.signs import read_signs
 from tests.product.processes import end, start, stop_all
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -200,23 +200,84 @@ def test_ctrl_c_and_sigterm_leave_the_job_alone_and_stop_ends_it(jobs: Jobs, sto
     assert (code, json.loads(out)["was_running"]) == (0, False)
 
 
-def test_a_training_that_is_stopped_loses_no_step(config: Path, store: Store, jobs: Jobs) -> None:
-    code, out, err = raylm(
-        "submit", "train", "-c", str(config), "--detach", "-o", "json", *TRAINING, store=store.root
-    )
+@pytest.fixture
+def by_address(info: ClusterInfo, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """What names the cluster to a client that knows its address and its token's file alone."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", info.env["RAY_AUTH_TOKEN_PATH"])
+    return ("--address", info.dashboard_url)
+
+
+def submitted(*arguments: str, store: Store) -> tuple[subprocess.Popen[str], str]:
+    """A client that follows the training it has submitted, and the job's id."""
+    client = start("submit", "train", *arguments, *TRAINING, store=store.root)
+    assert client.stderr is not None
+    said = client.stderr.readline()
+    assert said.startswith("submitted tiny-train-"), said
+    return client, said.split()[1]
+
+
+def checkpointed(store: Store, than: int = 0) -> int:
+    """Wait for a checkpoint of a later step; its step."""
+
+    def newest() -> int:
+        found = [
+            each.progress.step
+            for folder in store.root.glob(f"runs/*/train-*/{CHECKPOINTS}")
+            for each in complete_checkpoints(folder)
+        ]
+        return max(found, default=0)
+
+    wait(lambda: newest() > than, limit_s=400)
+    return newest()
+
+
+def test_a_training_that_is_stopped_loses_no_step_and_its_client_ends_with_the_jobs_code(
+    config: Path, store: Store, by_address: tuple[str, str]
+) -> None:
+    client, job_id = submitted("-c", str(config), *by_address, store=store)
+    checkpointed(store)
+    code, out, err = raylm("jobs", "status", job_id, *by_address, "-o", "json", store=store.root)
     assert code == 0, err
-    job_id = json.loads(out)["id"]
-    saved = f"runs/*/train-*/{CHECKPOINTS}/step-*/{MANIFEST}"
-    wait(lambda: any(store.root.glob(saved)), limit_s=400)
-    code, out, err = raylm("jobs", "stop", job_id, "-o", "json", store=store.root)
+    assert (json.loads(out)["state"], json.loads(out)["exit_code"]) == ("running", None)
+    code, out, err = raylm("jobs", "stop", job_id, *by_address, "-o", "json", store=store.root)
     assert code == 0, err
     stopped = json.loads(out)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 143)
     # 47 s of grace, 60 for an upload, 30 to end.
     assert stopped["metadata"]["stop_wait_s"] == "137"
+    out, err = client.communicate(timeout=60)
+    assert client.returncode == 143, err
+    assert f"job {job_id} stopped, exit code 143" in out
     (work,) = store.root.glob("runs/*/train-*")
     logged = [line["step"] for line in read_metrics(work / METRICS) if "loss" in line]
     assert complete_checkpoints(work / CHECKPOINTS)[0].progress.step == logged[-1] < 100_000
+
+
+def test_a_training_that_fails_ends_its_client_with_the_code_of_its_error(
+    config: Path, store: Store, by_address: tuple[str, str]
+) -> None:
+    (work,) = store.root.glob("runs/*/train-*")  # of the training that was stopped
+    before = checkpointed(store)
+    never = ("--set", "train.max_failures=0")
+    client, job_id = submitted("-c", str(config), *by_address, *never, store=store)
+    checkpointed(store, than=before)
+    os.kill(read_signs(work)[0].pid, signal.SIGKILL)
+    out, err = client.communicate(timeout=200)
+    assert client.returncode == 1, err
+    assert f"job {job_id} failed, exit code 1" in out
+    assert "error[train-worker-lost]" in err
+    code, out, _ = raylm("jobs", "status", job_id, *by_address, "-o", "json", store=store.root)
+    document = json.loads(out)
+    assert (code, document["state"], document["exit_code"]) == (0, "failed", 1)
+    assert document["error"]["code"] == "train-worker-lost"
+    # One that the cluster has no room for is an error of the environment.
+    large = ("--set", "train.workers=64", "--set", "train.global_batch=128")
+    code, out, err = raylm(
+        "submit", "train", "-c", str(config), *by_address, *TRAINING, *large, store=store.root
+    )
+    assert code == 3, err
+    assert "error[cluster-too-small]" in err
+    assert "failed, exit code 3" in out
 
 
 def test_the_cluster_waits_as_long_as_a_job_may_save(jobs: Jobs) -> None:

@@ -1,4 +1,4 @@
-"""MLflow and trackio with their real local stores, where the extras are installed."""
+"""MLflow and trackio with their real local stores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mlflow_has_the_run_once_with_its_configuration_and_every_step(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="pip install 'raylm[mlflow]'")
     from mlflow.tracking import MlflowClient
 
     run = run_in(tmp_path / "tiny-1234")
@@ -68,7 +67,6 @@ def test_mlflow_has_the_run_once_with_its_configuration_and_every_step(tmp_path:
 def test_a_tracking_server_that_never_answers_does_not_hold_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mlflow", reason="pip install 'raylm[mlflow]'")
     told: list[Tick] = []
     run = run_in(tmp_path / "tiny-1234")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -81,7 +79,6 @@ def test_a_tracking_server_that_never_answers_does_not_hold_the_training(
 
 
 def test_trackio_has_the_run_once_with_every_step(tmp_path: Path) -> None:
-    pytest.importorskip("trackio", reason="pip install 'raylm[trackio]'")
     run = run_in(tmp_path / "tiny-1234")
     assert twice(run, "trackio") == []
     (file,) = (run.work / "trackio").glob("*.db")
