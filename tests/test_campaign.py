@@ -52,3 +52,9 @@ def test_cases_are_known_by_their_names() -> None:
     assert Case.of("fp32-2") == Case("", "fp32", 2)
     assert Case.of("nodes-bf16-3") == Case("nodes", "bf16", 3)
     assert tuple(str(Case.of(name)) for name in CASES) == CASES
+
+
+def test_the_docs_say_what_another_number_of_workers_may_change() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    fp32, bf16 = (f"{WORLD_SIZE_TOLERANCE[p]:.0e}".replace("e-0", "e-") for p in ("fp32", "bf16"))
+    assert f"tests allow {fp32} of a loss in fp32 and {bf16} in bf16" in " ".join(page.split())

@@ -26,8 +26,8 @@ def campaign(config: Path, case: Case, plan: Plan, note: Note) -> bool:
         steps.append(next_step(steps[-1], draw))
     del steps[0]
     run = Run(config, case, STEPS_PER_FAULT * (len(steps) + 1), ("-m", "tests.campaign.poison"))
-    run.start(force=False)
-    run.wait(run.work.exists, "its folder")
+    run.start()
+    run.wait(lambda: run.work.exists(), "its folder")
     put_poison(run.work, steps)
     assert run.end() == 0, run.said()
     found, models = run.losses(), run.models()

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from raylm.train.metrics import METRICS
 from raylm.train.signs import Sign
 from tests.campaign.case import BEYOND, STEPS_PER_FAULT, Case, Note, Plan, next_step
 from tests.campaign.run import Run
@@ -43,7 +42,7 @@ def all_ranks(run: Run, draw: random.Random) -> None:
 def driver(run: Run, draw: random.Random) -> None:
     run.kill_driver()
     run.mark()
-    run.start(force=True)
+    run.start()
 
 
 def terminated(run: Run, draw: random.Random) -> None:
@@ -53,7 +52,7 @@ def terminated(run: Run, draw: random.Random) -> None:
     assert run.end() == 143, run.said()[-2000:]
     run.mark(hit_s)
     assert run.checkpoints()[0].progress.step == run.furthest, run.said()[-2000:]
-    run.start(force=True)
+    run.start()
 
 
 def stopped(run: Run, draw: random.Random) -> None:
@@ -95,7 +94,7 @@ def disk_full(run: Run, draw: random.Random) -> None:
     assert "error[disk-full]: no space left on the disk of" in run.said()
     ballast.unlink()
     run.mark()
-    run.start(force=True)
+    run.start()
 
 
 FULL = "disk full during a save"
@@ -120,7 +119,7 @@ def campaign(config: Path, case: Case, plan: Plan, note: Note) -> bool:
     faults = plan.chosen(name for name in FAULTS if name != FULL or can_mount())
     draw.shuffle(faults)
     run = Run(config, case, STEPS_PER_FAULT * (len(faults) + 1))
-    run.start(force=False)
+    run.start()
     assert run.end() == 0, run.said()
     expected, models = run.losses(), run.models()
     assert len(expected) == run.num_steps
@@ -128,8 +127,7 @@ def campaign(config: Path, case: Case, plan: Plan, note: Note) -> bool:
     small.mkdir(exist_ok=True)
     if can_mount():
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(small)], check=True)
-    (run.work / METRICS).unlink()
-    run.start(force=True)
+    run.begin_anew()
     for fault in faults:
         if plan.is_over:
             break

@@ -65,11 +65,12 @@ class Run:
         ]  # fmt: skip
         self.log = self.store / f"{case}.log"
 
-    def start(self, *, force: bool) -> None:
+    def start(self) -> None:
+        """Begin or go on; forced, or what another case has trained would be taken."""
         sets = [word for option in self._options for word in ("--set", option)]
         self._driver = subprocess.Popen(  # ended by `cluster` if a step fails
             [sys.executable, *self._command, "train", "-c", str(self._config), *sets,
-             *(["--force", "train"] if force else [])],
+             "--force", "train"],
             env={**os.environ, "RAYLM_STORE": str(self.store)},
             stdout=subprocess.DEVNULL,
             stderr=self.log.open("a"),
@@ -79,7 +80,7 @@ class Run:
     def begin_anew(self) -> None:
         """Train again, from the first step on, what was trained to its end."""
         (self.work / METRICS).unlink()
-        self.start(force=True)
+        self.start()
 
     @property
     def work(self) -> Path:

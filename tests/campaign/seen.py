@@ -61,7 +61,7 @@ def table(seen: Sequence[Seen], faults: Iterable[str]) -> str:
             lines.append(
                 f"| {fault} | {len(of)} | {statistics.median(lost):g} ({max(lost)}) "
                 f"| {_seconds(statistics.median(took))} ({_seconds(max(took))}) "
-                f"| {max(s.max_loss_difference for s in of):.1g} |"
+                f"| {max(s.max_loss_difference for s in of):.2g} |"
             )
     cases = sorted({(s.precision, s.zero) for s in seen})
     named = ", ".join(f"{precision} with ZeRO {zero}" for precision, zero in cases)
