@@ -24,11 +24,14 @@ class Recorder:
         self._work, self._kill_at, self._kill = work, kill_at, kill
 
     def event(self, what: str, path: object = "") -> None:
-        if not self.is_on:
+        folder = f"{self._work}/checkpoints"
+        # A rank's signs of life are written meanwhile, whenever they are due.
+        is_elsewhere = os.path.isabs(str(path)) and not str(path).startswith(folder)
+        if not self.is_on or is_elsewhere:
             return
         if len(self.trace) == self._kill_at:
             self._kill()
-        name = str(path).removeprefix(f"{self._work}/checkpoints").removeprefix("/")
+        name = str(path).removeprefix(folder).removeprefix("/")
         self.trace.append(f"{what} {name}".strip())
 
     def install(self) -> None:
