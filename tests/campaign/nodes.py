@@ -98,8 +98,10 @@ def campaign(nodes: Nodes, data: Path, case: Case, plan: Plan, note: Note) -> bo
     names = plan.chosen(ELASTIC if is_elastic else FIXED)
     if not is_elastic:  # there one worker less comes before one more
         draw.shuffle(names)
+    # Twice as many as elsewhere: to look for a rank's node takes a second.
+    num_steps = 2 * STEPS_PER_FAULT * (len(names) + 1)
     changes = {
-        "precision": case.precision, "zero": case.zero, "steps": STEPS_PER_FAULT * (len(names) + 1),
+        "precision": case.precision, "zero": case.zero, "steps": num_steps,
         "checkpoint": f"{{every_steps: {EVERY}}}",
         "workers": "{min: 1, max: 2}" if is_elastic else 2,
     }  # fmt: skip
