@@ -6,8 +6,8 @@ SHELL := /bin/bash
 # What starts Ray has a process of its own: a cluster's environment is read once in each. So has
 # what trains: beside OpenVINO, DeepSpeed's second training in a process has crashed in torch.
 OWN_PARTS := tests/train tests/data tests/deploy tests/serve tests/integration \
-  tests/product
-PARTS := "tests --ignore=tests/cluster $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
+  tests/product tests/cluster
+PARTS := "tests $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
 IMAGE ?= raylm:$(LOCK)
 LOCK ?= serve
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ test: .venv/dev check ## All checks and tests
 	done; exit $$failed
 
 faults: .venv/dev ## Kill and resume, at full counts
-	@failed=0; for part in $(PARTS) tests/cluster; do \
+	@failed=0; for part in $(PARTS); do \
 	  echo "== faults: $$part"; \
 	  $(BIN)/python -m pytest -m faults $$part || [ $$? -eq 5 ] || failed=1; \
 	done; exit $$failed

@@ -31,21 +31,28 @@ ELASTIC = {
     "train.workers": "{min: 1, max: 2}",
     "train.hang_s": "0",
     "train.threads_per_worker": "1",
-    "train.checkpoint.every_steps": "5",
+    "train.checkpoint": "{every_steps: 5}",
+    "train.steps": str(STEPS),
+    # At the tiny recipe's own rate a loss may spike, and what differs by rounding grows.
+    "train.optimizer": "{lr: 3e-3}",
 }
 
 
 class Elastic:
     """One run, whose ranks can be halted, so that what happens to it happens in its middle."""
 
-    def __init__(self, nodes: Nodes, store: Path, *, zero: int = 2, until: str = "train") -> None:
+    def __init__(
+        self, nodes: Nodes, store: Path, *, until: str = "train", **changes: object
+    ) -> None:
+        """`changes` are of `train`, beside those of `ELASTIC`."""
         self.nodes, self.store = nodes, store
         config = write_tiny(store / "elastic.yaml")
-        options = ELASTIC | {
-            "train.steps": str(STEPS), "train.zero": str(zero), "cluster.address": nodes.address,
-        }  # fmt: skip
-        sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-        words = ["run", "-c", str(config), *sets, "--until", until, "-o", "json"]
+        changed = {f"train.{key}": str(value) for key, value in changes.items()}
+        sets = [w for k, v in (ELASTIC | changed).items() for w in ("--set", f"{k}={v}")]
+        self.config_words = ["-c", str(config), *sets]
+        """What names its config on raylm's command line."""
+        there = ["--set", f"cluster.address={nodes.address}", "--until", until, "-o", "json"]
+        words = ["run", *self.config_words, *there]
         self.process = subprocess.Popen(
             nodes.inside(0, [sys.executable, "-m", "raylm", *words]),
             env={**base_env(), **nodes.env, "RAYLM_STORE": str(store)},
@@ -91,6 +98,10 @@ class Elastic:
     def told_to_stop(self) -> bool:
         """Whether the driver waits for a last checkpoint."""
         return read_order(self.work) is Order.SAVE_AND_STOP
+
+    def mark(self, hit_s: float | None = None) -> None:
+        """Something has hit: note when, by default now (Unix time), and how far the run is."""
+        self.hit_s, self.furthest = hit_s or time.time(), max(self.losses(), default=0)
 
     def until(self, holds: Callable[[], bool], limit_s: float = 200) -> None:
         """Wait until something is true while the run lives."""
@@ -148,3 +159,17 @@ def at_work(nodes: Nodes) -> dict[int, str]:
                 if re.match(r"ray::(?!IDLE|\w*Agent\b)", title):
                     found[pid] = title
     return found
+
+
+def drain(nodes: Nodes, node_id: str) -> None:
+    """What a cloud's notice of preemption, or an operator, tells Ray."""
+    words = [
+        str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address,
+        "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "a test", "--deadline-remaining-seconds", "300",
+    ]  # fmt: skip
+    done = subprocess.run(
+        nodes.inside(0, words), env={**base_env(), **nodes.env}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +13,10 @@ import numpy as np
 import pytest
 
 from cluster.local import Nodes, local_nodes, network
-from raylm.deploy.environment import base_env
 from raylm.processes import is_same
 from raylm.train.signs import read_signs
-from tests.cluster.elastic import STEPS, Elastic, at_work
+from tests.cluster.elastic import STEPS, Elastic, at_work, drain
+from tests.train.series import WORLD_SIZE_TOLERANCE
 
 pytestmark = [
     pytest.mark.ray,
@@ -83,7 +81,9 @@ def assert_same_losses(found: dict[int, float], whole: dict[int, float], exact_t
     assert sorted(found) == sorted(whole)
     before = [step for step in whole if step <= exact_to]
     assert [found[step] for step in before] == [whole[step] for step in before]
-    np.testing.assert_allclose([found[s] for s in whole], list(whole.values()), rtol=2e-5)
+    np.testing.assert_allclose(
+        [found[s] for s in whole], list(whole.values()), rtol=WORLD_SIZE_TOLERANCE["fp32"]
+    )
 
 
 def test_a_killed_node_shrinks_the_run_and_a_new_one_widens_it(
@@ -140,20 +140,6 @@ def test_a_node_that_is_cut_off_is_given_up_and_its_rank_ends(
     assert run.end() == {"data": "skipped", "train": "done"}
     assert_same_losses(run.losses(), undisturbed, exact_to=saved.progress.step)
     nodes.kill_node(lost)
-
-
-def drain(nodes: Nodes, node_id: str) -> None:
-    """What a cloud's notice of preemption, or an operator, tells Ray."""
-    words = [
-        str(Path(sys.executable).with_name("ray")), "drain-node", "--address", nodes.address,
-        "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message", "a test", "--deadline-remaining-seconds", "300",
-    ]  # fmt: skip
-    done = subprocess.run(
-        nodes.inside(0, words), env={**base_env(), **nodes.env}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_node_that_is_told_to_go_is_left_and_no_step_is_done_again(

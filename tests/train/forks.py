@@ -1,43 +1,56 @@
 """Trainings in processes of their own that start in a moment: forked off one that has imported.
 
 `python -m tests.train.forks` reads requests from stdin, a JSON object a line, and answers each
-with one on stdout. A training may be told to kill itself before the n-th thing that a save does
-to the disk; what a save does is recorded by wrapping the functions that do it.
+with one on stdout. A training has one rank or several, joined by gloo. One of them may be told to
+kill itself, or all, before the n-th thing that it does to the disk in a save.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SAVE = 2
-"""The save that is recorded and killed, from 1."""
+from tests.train.recorder import Recorder
+
 EVERY = 2
 STEPS = 6
+_PEERS_S = 60.0
+"""What ranks have to end by themselves when one of them is gone."""
 
 
 @dataclass
 class Outcome:
     """What became of one training."""
 
-    code: int
-    """Exit code; -9 for one that was killed."""
+    codes: list[int]
+    """Exit code of each rank; -9 for one that was killed."""
+    traces: list[list[str]]
+    """What each rank did to the disk in the recorded save, in order."""
     began: int = -1
     """Step that it went on from."""
     error: list[str] | None = None
     """Code and message of a RaylmError."""
-    trace: list[str] = field(default_factory=list)
-    """What the recorded save did to the disk, in order."""
+
+    @property
+    def code(self) -> int:
+        """The first rank's."""
+        return self.codes[0]
+
+    @property
+    def trace(self) -> list[str]:
+        """The first rank's."""
+        return self.traces[0]
 
 
 class Forks:
@@ -50,8 +63,7 @@ class Forks:
             command = ["unshare", "-rm", *command]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-                 "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     @staticmethod
@@ -69,7 +81,8 @@ class Forks:
     def train(self, data: Path, work: Path, **options: Any) -> Outcome:
         """Train to the end, or to the kill; goes on from what lies in `work`.
 
-        Options: `kill_at` (index into the trace), `keep`, `precision`, `zero`.
+        Options: `kill_at` (index into the trace of `kill_rank`, the first), `kill` (`one` or
+        `all`), `ranks`, `steps`, `keep`, `precision`, `zero`.
         """
         return Outcome(**self.ask(data=data, work=work, **options))
 
@@ -89,72 +102,8 @@ class Forks:
         self._process.wait(timeout=60)
 
 
-class Recorder:
-    """Notes each change of the disk while a save is under way, and may kill before one."""
-
-    def __init__(self, work: Path, kill_at: int | None) -> None:
-        self.trace: list[str] = []
-        self.is_on = False
-        self._work, self._kill_at = work, kill_at
-
-    def event(self, what: str, path: object = "") -> None:
-        if not self.is_on:
-            return
-        if len(self.trace) == self._kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        name = str(path).removeprefix(f"{self._work}/checkpoints").removeprefix("/")
-        self.trace.append(f"{what} {name}".strip())
-
-    def install(self) -> None:
-        import torch
-
-        from raylm.train import generators
-        from raylm.train.checkpoint import Checkpointer
-
-        for name in ("mkdir", "rename", "unlink", "rmdir"):
-            self._wrap(os, name, lambda path, *_: str(path))
-        self._wrap(os, "fsync", lambda number: os.readlink(f"/proc/self/fd/{number}"))
-        # A file that is being written has its first half, and then all of it.
-        self._wrap_writer(torch, "save", lambda args: args[1])
-        self._wrap_writer(generators, "save_array", lambda args: args[0])
-        save, calls = Checkpointer.save, [0]
-
-        def recorded(*args: Any, **options: Any) -> Path:
-            calls[0] += 1
-            self.is_on = calls[0] == SAVE
-            found = save(*args, **options)
-            self.event("saved")
-            self.is_on = False
-            return found
-
-        Checkpointer.save = recorded  # type: ignore[method-assign]
-
-    def _wrap(self, place: Any, name: str, path: Callable[..., str]) -> None:
-        real = getattr(place, name)
-
-        def wrapped(*args: Any, **options: Any) -> Any:
-            self.event(name, path(*args))
-            return real(*args, **options)
-
-        setattr(place, name, wrapped)
-
-    def _wrap_writer(self, place: Any, name: str, path: Callable[[tuple[Any, ...]], Any]) -> None:
-        real = getattr(place, name)
-
-        def wrapped(*args: Any, **options: Any) -> Any:
-            self.event("write", path(args))
-            found = real(*args, **options)
-            if self.is_on and len(self.trace) == self._kill_at:
-                file = path(args)
-                os.truncate(file, os.path.getsize(file) // 2)
-            self.event("half", path(args))
-            return found
-
-        setattr(place, name, wrapped)
-
-
-def _train(request: dict[str, Any]) -> dict[str, Any]:
-    """In the fork: one training; returns what `Outcome` holds."""
+def _train(request: dict[str, Any], rank: int) -> dict[str, Any]:
+    """In the fork: one rank of a training; returns its part of what `Outcome` holds."""
     import torch
 
     from raylm.config.model import ModelConfig
@@ -164,16 +113,16 @@ def _train(request: dict[str, Any]) -> dict[str, Any]:
     from raylm.train.signs import Beat, Sign
     from raylm.train.worker import Worker
 
-    work = Path(request["work"])
-    work.mkdir(exist_ok=True)
-    recorder = Recorder(work, request.get("kill_at"))
-    if not (work / "checkpoints").exists() or request.get("kill_at") is not None:
-        recorder.install()
+    work, num_ranks = Path(request["work"]), request.get("ranks", 1)
+    recorder = _recorder(request, rank)
     torch.set_num_threads(1)
-    place = work / f"group-{os.getpid()}"
-    torch.distributed.init_process_group("gloo", f"file://{place}", rank=0, world_size=1)
+    # DeepSpeed asks for them, and then takes the group that is there.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+    store = f"file://{_group(request)}/store"
+    torch.distributed.init_process_group("gloo", store, rank=rank, world_size=num_ranks)
     config = TrainConfig(
-        steps=STEPS, global_batch=4, micro_batch=2, workers=1,
+        steps=request.get("steps", STEPS), global_batch=4, micro_batch=2,
+        workers={"min": 1, "max": 2},
         precision=request.get("precision", "fp32"), zero=request.get("zero", 2),
         checkpoint={"every_steps": EVERY, "keep": request.get("keep", 1)},
         optimizer={"lr": 0.01}, schedule={"kind": "constant", "warmup": 0},
@@ -183,8 +132,8 @@ def _train(request: dict[str, Any]) -> dict[str, Any]:
         ModelConfig(preset="llama-1m", **shape), config, Path(request["data"]), work, 0, "c",
         resume=True, result=work / "model",
     )  # fmt: skip
-    worker = Worker(job, rank=0, world_size=1)
-    beat = Beat(work, Sign(0, os.getpid(), 0.0, "here", "node"))
+    worker = Worker(job, rank=rank, world_size=num_ranks)
+    beat = Beat(work, Sign(rank, os.getpid(), 0.0, "here", "node"))
     found: dict[str, Any] = {}
     try:
         worker.restore()
@@ -197,30 +146,78 @@ def _train(request: dict[str, Any]) -> dict[str, Any]:
     return {**found, "trace": recorder.trace}
 
 
+def _group(request: dict[str, Any]) -> Path:
+    """Where the ranks of a training find each other."""
+    return Path(request["work"], f"group-{request['number']}")
+
+
+def _recorder(request: dict[str, Any], rank: int) -> Recorder:
+    """What notes this rank's doings, and kills it, or all, where that is asked."""
+    group = _group(request)
+    (group / f"rank-{rank}").write_text(str(os.getpid()))
+
+    def kill() -> None:
+        for file in group.glob("rank-*") if request.get("kill") == "all" else ():
+            if file.name != f"rank-{rank}":
+                os.kill(int(file.read_text()), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    at, work = request.get("kill_at"), Path(request["work"])
+    is_mine = rank == request.get("kill_rank", 0)
+    recorder = Recorder(work, at if is_mine else None, kill)
+    if at is not None or not (work / "checkpoints").exists():
+        recorder.install()
+    return recorder
+
+
 def _forked(request: dict[str, Any]) -> dict[str, Any]:
-    reading, writing = os.pipe()
+    group = _group(request)
+    group.mkdir(parents=True)
+    num_ranks = request.get("ranks", 1)
+    codes = _wait_for([_fork(request, rank) for rank in range(num_ranks)])
+    said = [group / f"said-{rank}.json" for rank in range(num_ranks)]
+    found = [json.loads(file.read_text()) if file.exists() else {} for file in said]
+    # What a training imported late, the next ones find there: that is most of their time.
+    for name in found[0].pop("modules", []):
+        if name not in sys.modules:
+            with suppress(Exception):
+                importlib.import_module(name)
+    first = {key: found[0][key] for key in ("began", "error") if key in found[0]}
+    return {**first, "codes": codes, "traces": [each.get("trace", []) for each in found]}
+
+
+def _fork(request: dict[str, Any], rank: int) -> int:
+    """Start a rank; its process."""
     pid = os.fork()
     if pid == 0:
         try:
             os.dup2(2, 1)
-            text = json.dumps({**_train(request), "modules": list(sys.modules)})
-            with os.fdopen(writing, "w") as out:
-                out.write(text)
+            text = json.dumps({**_train(request, rank), "modules": list(sys.modules)})
+            (_group(request) / f"said-{rank}.json").write_text(text)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        text = file.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    found = json.loads(text) if text else {}
-    # What a training imported late, the next ones find there: that is most of their time.
-    for name in found.pop("modules", []):
-        if name not in sys.modules:
-            with suppress(Exception):
-                importlib.import_module(name)
-    return {**found, "code": code}
+    return pid
+
+
+def _wait_for(pids: list[int]) -> list[int]:
+    """Exit codes; once one is gone before its end, the others have only so much time."""
+    codes: dict[int, int] = {}
+    deadline = math.inf
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
+                codes[pid] = os.waitstatus_to_exitcode(ended[1])
+                if codes[pid]:
+                    deadline = min(deadline, time.monotonic() + _PEERS_S)
+        if time.monotonic() > deadline:
+            for pid in pids:
+                if pid not in codes:
+                    os.kill(pid, signal.SIGTERM)
+            deadline = math.inf
+        time.sleep(0.005)
+    return [codes[pid] for pid in pids]
 
 
 def _mount(place: str, options: str) -> None:
@@ -236,8 +233,8 @@ def main() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
-        request = json.loads(line)
+    for number, line in enumerate(sys.stdin):
+        request = {**json.loads(line), "number": number}
         answer: Any = None
         if "mount" in request:
             _mount(request["mount"], request["options"])

@@ -34,6 +34,9 @@ class Case:
     """None is a tiny one of the objective's architecture."""
 
 
+WORLD_SIZE_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}
+"""How far a loss may be, relatively, from that of a run whose number of workers never changed, in a
+training that is stable: where one spikes, what differs by rounding grows as anything does."""
 Series = dict[str, list[float]]
 """`loss` and `grad_norm` of each step."""
 

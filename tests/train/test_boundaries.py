@@ -19,7 +19,8 @@ from raylm.train.metrics import METRICS, MetricsTail, read_metrics
 from raylm.train.mirror import Mirror
 from raylm.train.skips import Skip, write_skip
 from tests.train.damage import damage
-from tests.train.forks import EVERY, SAVE, STEPS, Forks
+from tests.train.forks import EVERY, STEPS, Forks
+from tests.train.recorder import SAVE
 from tests.train.test_worker import dataset
 
 pytestmark = pytest.mark.timeout(900)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.train.resharding import CHANGES, STEPS
+from tests.train.series import WORLD_SIZE_TOLERANCE
 from tests.train.test_worker import dataset
 
 pytestmark = pytest.mark.timeout(600)
@@ -39,7 +40,7 @@ def test_the_losses_are_those_of_an_uninterrupted_run(
     found: dict[str, Figures], request: pytest.FixtureRequest
 ) -> None:
     # What bf16 rounds away is not the same in sums of other parts.
-    rtol = 5e-3 if "bf16" in request.node.name else 2e-5
+    rtol = WORLD_SIZE_TOLERANCE["bf16" if "bf16" in request.node.name else "fp32"]
     first, *_ = CHANGES
     for case, figures in found["whole"].items():
         whole = figures["losses"]

@@ -148,37 +148,45 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"precision": "fp16"}
 
 
+def weights(worker: Any) -> list[torch.Tensor]:
+    """Copies of them; under ZeRO 3 of what this rank holds."""
+    parameters = worker._engine.module.parameters()
+    return [getattr(p, "ds_tensor", p).detach().clone() for p in parameters]
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
 def test_an_overflow_that_the_scaler_handles_counts_as_a_step_and_changes_no_weight(
-    data: Path, adamw: list[float], fp16: dict[str, Any], tmp_path: Path
+    data: Path, adamw: list[float], fp16: dict[str, Any], tmp_path: Path, zero: int
 ) -> None:
-    worker = make(data, tmp_path, **fp16)
+    worker = make(data, tmp_path, zero=zero, **fp16)
     optimizer = worker._engine.optimizer
     optimizer.loss_scaler.cur_scale = 2.0**30
-    before = [p.detach().clone() for p in worker._engine.module.parameters()]
+    before = weights(worker)
+    assert sum(weight.numel() for weight in before) > 10_000
     figures = worker.step()
     assert figures.overflowed
     assert (figures.loss_scale, figures.grad_norm, worker.done) == (2.0**29, None, 1)
     assert figures.loss == pytest.approx(adamw[0], rel=1e-3)
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, worker._engine.module.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(worker), strict=True))
     assert worker.judge(figures)
     optimizer.loss_scaler.cur_scale = 2.0**8
     more = [worker.step() for _ in range(3)]
     assert [f.overflowed for f in more] == [False] * 3
     assert all(worker.judge(f) for f in more)
     assert more[-1].loss < figures.loss - 0.1
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(worker), strict=True))
     worker.save()
-    resumed = make(data, tmp_path, resume=True, **fp16)
+    resumed = make(data, tmp_path, resume=True, zero=zero, **fp16)
     assert resumed._engine.optimizer.loss_scale == 2.0**8
     assert losses(resumed, 1) == losses(worker, 1)
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
 def test_an_overflow_at_the_lowest_scale_is_the_guards(
-    data: Path, fp16: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, fp16: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
 ) -> None:
     monkeypatch.setattr("raylm.train.worker.LEAST_SCALE", 2**29)
-    worker = make(data, tmp_path, **fp16)
+    worker = make(data, tmp_path, zero=zero, **fp16)
     worker._engine.optimizer.loss_scaler.cur_scale = 2.0**30
     figures = worker.step()
     worker.clock(1.0, figures)
