@@ -69,6 +69,7 @@ class GatewayReplica:
         turns = Turns(running(config))
         catalog = catalog_of(models, engines, config, RetryBudget(most), metrics)
         alone = config.gateways == 1 and self._executor is None
+        self._served = [(model.name, model.digest, engine_key) for model in models]
         self._gateway = Gateway(
             catalog=catalog,
             limits=config.limits,
@@ -95,6 +96,10 @@ class GatewayReplica:
     async def families(self) -> list[Metric]:
         """This gateway's metrics, for the one that is scraped."""
         return self._gateway.families()
+
+    async def served(self) -> list[tuple[str, str, str]]:
+        """Name and digest of each model, and the key of its engine's settings."""
+        return self._served
 
     async def drain(self) -> int:
         """Refuse new calls from now on; how many still run."""
