@@ -19,16 +19,17 @@ import json
 import shutil
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import raylm
-from raylm.artifact import Artifact, disk_errors, hash_file, hash_tree
+from raylm.artifact import Artifact, disk_errors, hash_tree
 from raylm.config.engine import DraftModel
 from raylm.config.run import RunConfig
+from raylm.config.serve import VariantsConfig
 from raylm.deploy.kubernetes.charts import chart_folder, kuberay_folder
 from raylm.deploy.kubernetes.client import Client
 from raylm.deploy.kubernetes.images import archive_names, full_name, needed
@@ -48,6 +49,8 @@ class Bundle:
     """A bundle whose every byte was looked at."""
 
     path: Path
+    digest: str
+    """SHA-256 of its sums, hex."""
     release: str
     images: dict[str, tuple[str, ...]]
     """Full names, by the archive's path in the bundle."""
@@ -58,11 +61,6 @@ class Bundle:
     raylm: str
     """Version that made it."""
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its sums, hex."""
-        return hash_file(self.path / SUMS)
 
     def chart(self, chart: Chart) -> Path:
         """A chart's package."""
@@ -98,7 +96,7 @@ def make(
         raise ConfigError(
             "engine.speculation: a bundle has no draft models", code="bundle-draft-model"
         )
-    models = [store.resolve(ref, "model") for ref in config.serve.models]
+    models = [store.resolve(_ref(model), "model") for model in config.serve.models]
     config = pinned(config, models)
     values = chart_values(config)
     names = {path: archive_names(path) for path in archives}
@@ -111,17 +109,27 @@ def make(
                 report(Tick("bundle", f"writing {to}"))
                 with tarfile.open(to, "x") as archive:
                     archive.add(folder, folder.name)
+                shutil.rmtree(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            if to != folder:
+                to.unlink(missing_ok=True)
             raise
-        if to.suffix == ".tar":
-            shutil.rmtree(folder)
     return bundle
+
+
+def _ref(model: str | VariantsConfig) -> str:
+    if isinstance(model, str):
+        return model
+    raise ConfigError(
+        "serve.models: a release on Kubernetes has no variants; name each model by itself",
+        code="bundle-variants",
+    )
 
 
 def pinned(config: RunConfig, models: Sequence[Artifact]) -> RunConfig:
     """The configuration with its models by digest, and no place of this machine. Pure."""
-    refs = [f"{model.manifest.name}-{model.digest[:12]}" for model in models]
+    refs = tuple(f"{model.manifest.name}-{model.digest[:12]}" for model in models)
     serve = config.serve.model_copy(update={"models": refs})
     return config.model_copy(update={"serve": serve, "store": None})
 
@@ -182,17 +190,19 @@ def _fill(
         (folder / name).write_text(text, encoding="utf-8")
     bundle = Bundle(
         path=folder,
+        digest="",
         release=release,
         images=images,
         models=tuple(f"models/{model.path.name}" for model in models),
         charts=charts,
         raylm=raylm.__version__,
     )
-    about = {key: value for key, value in asdict(bundle).items() if key != "path"}
+    about = {key: value for key, value in asdict(bundle).items() if key not in ("path", "digest")}
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     report(Tick("bundle", "hashing"))
-    (folder / SUMS).write_text(sums(folder), encoding="utf-8")
-    return bundle
+    told = sums(folder)
+    (folder / SUMS).write_text(told, encoding="utf-8")
+    return replace(bundle, digest=_digest(told))
 
 
 def sums(folder: Path) -> str:
@@ -214,15 +224,19 @@ def read(folder: Path, *, digest: str | None = None) -> Bundle:
         archive = f"; unpack it first: tar xf {folder}" if folder.is_file() else ""
         raise ConfigError(f"{folder} is no bundle{archive}", code="bundle-missing")
     told = (folder / SUMS).read_text(encoding="utf-8")
-    own = hashlib.sha256(told.encode()).hexdigest()
+    own = _digest(told)
     if digest is not None and own != digest.removeprefix("sha256:").lower():
         raise _altered(folder, f"{SUMS} has the hash {own}, and {digest} is expected")
-    listed = dict(reversed(line.split("  ", 1)) for line in told.splitlines())
+    listed = {name: sha for sha, _, name in (line.partition("  ") for line in told.splitlines())}
     found = {entry.path: entry.sha256 for entry in hash_tree(folder) if entry.path != SUMS}
     bad = [
         *(f"{name} is missing" for name in listed.keys() - found.keys()),
         *(f"{name} is not listed in {SUMS}" for name in found.keys() - listed.keys()),
-        *(f"{name} was altered" for name in listed if found.get(name, listed[name]) != listed[name]),
+        *(
+            f"{name} was altered"
+            for name in listed
+            if found.get(name, listed[name]) != listed[name]
+        ),
     ]
     if bad:
         raise _altered(folder, "; ".join(sorted(bad)))
@@ -233,7 +247,11 @@ def read(folder: Path, *, digest: str | None = None) -> Bundle:
         )
     images = {path: tuple(names) for path, names in about["images"].items()}
     models = tuple(about["models"])
-    return Bundle(**{**about, "images": images, "models": models}, path=folder)
+    return Bundle(**{**about, "images": images, "models": models}, path=folder, digest=own)
+
+
+def _digest(told: str) -> str:
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _altered(folder: Path, what: str) -> ArtifactError:
