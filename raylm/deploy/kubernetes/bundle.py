@@ -1,13 +1,14 @@
 """Bundle: all that an installation needs, in one folder that goes where no network is.
 
-    bundle.json       what it is of: the release, its images, models, charts
-    raylm.yaml        the configuration, every value, models by their digests
-    values.yaml       the values of the chart that come of it
-    charts/           raylm and raylm-train as Helm packages
-    kuberay/          definitions and operator, for `kubectl apply -k`
-    images/           archives of images
-    models/           model artifacts
-    SHA256SUMS        of all of these, as `sha256sum` writes and reads them
+    bundle.json         what it is of: the release, its images, models, charts
+    raylm.yaml          the configuration, every value, models by their digests
+    values.yaml         the values of the chart that come of it
+    charts/             raylm and raylm-train as Helm packages
+    kuberay/            definitions and operator
+    kustomization.yaml  the same with the operator's image, for `kubectl apply -k`
+    images/             archives of images
+    models/             model artifacts
+    SHA256SUMS          of all of these, as `sha256sum` writes and reads them
 
 The hash of SHA256SUMS is the bundle's own: whoever has it by another way trusts no carrier.
 """
@@ -42,6 +43,8 @@ from raylm.store import Store
 SUMS = "SHA256SUMS"
 ABOUT = "bundle.json"
 SCHEMA_VERSION = 1
+OPERATOR = "quay.io/kuberay/operator:v1.6.1"
+"""Of the release that the definitions are from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,8 @@ def check_images(
         ConfigError: naming those that are not.
     """
     manifests = list(yaml.safe_load_all(render(client, "raylm", release, values)))
-    operator = yaml.safe_load((kuberay_folder() / "manager/manager.yaml").read_text())
     found = {name for archive in names.values() for name in archive} | set(map(full_name, there))
-    if missing := sorted(needed([*manifests, operator]) - found):
+    if missing := sorted((needed(manifests) | {OPERATOR}) - found):
         raise ConfigError(
             f"no archive has {', '.join(missing)}",
             code="image-missing",
@@ -184,7 +186,16 @@ def _fill(
     for chart in CHARTS:
         done = client.helm("package", str(chart_folder(chart)), "-d", str(folder / "charts"))
         charts[chart] = f"charts/{Path(done.strip().rpartition(' ')[2]).name}"
-    texts = {"raylm.yaml": config.model_dump(mode="json"), "values.yaml": values}
+    image, _, tag = OPERATOR.rpartition(":")
+    texts = {
+        "raylm.yaml": config.model_dump(mode="json"),
+        "values.yaml": values,
+        "kustomization.yaml": {
+            "resources": ["kuberay"],
+            # The definitions name it without a version, which a kubelet pulls always.
+            "images": [{"name": "kuberay/operator", "newName": image, "newTag": tag}],
+        },
+    }
     for name, content in texts.items():
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / name).write_text(text, encoding="utf-8")

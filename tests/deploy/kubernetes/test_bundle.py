@@ -31,9 +31,6 @@ deploy:
     image: {repository: registry.local/raylm, tag: "1"}
 """
 RAYLM, REDIS = "registry.local/raylm:1", "docker.io/library/redis:7.4"
-OPERATOR = yaml.safe_load((ROOT / "k8s/kuberay/manager/manager.yaml").read_text())["spec"][
-    "template"
-]["spec"]["containers"][0]["image"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(place: Path) -> list[str]:
     """Of a bundle, without Redis's archive and the target."""
     words = ["deploy", "bundle", "-c", f"{place}/raylm.yaml", "--store", f"{place}/store"]
-    return [*words, "--image", f"{place}/raylm.tar", "--there", OPERATOR]
+    return [*words, "--image", f"{place}/raylm.tar", "--there", bundles.OPERATOR]
 
 
 @pytest.fixture
@@ -82,6 +79,11 @@ def test_it_has_all_that_an_installation_needs(place: Path) -> None:
         {"ref": f"tiny-{model.digest[:12]}"}
     ]
     assert (found.path / "kuberay/crd/ray.io_rayservices.yaml").is_file()
+    there = yaml.safe_load((ROOT / "k8s/overlays/cluster/kustomization.yaml").read_text())
+    assert yaml.safe_load((found.path / "kustomization.yaml").read_text()) == {
+        "resources": ["kuberay"],
+        "images": there["images"],
+    }
 
 
 def test_its_sums_are_those_of_sha256sum(place: Path) -> None:
