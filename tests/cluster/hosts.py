@@ -106,3 +106,5 @@ def hosts(num: int, folder: Path) -> Iterator[list[Host]]:
         for host in found:
             host.end()
         network.remove(made)
+        for name in [*(host.namespace for host in found), f"raylm-{made}-sw"]:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
