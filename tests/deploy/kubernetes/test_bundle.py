@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+import typer.main
 import yaml
+from typer.core import TyperGroup
 
-from raylm.cli import main
+from raylm.cli import deploy, main
+from raylm.config.load import load_config
 from raylm.deploy.kubernetes import bundle as bundles
 from raylm.errors import ArtifactError, ConfigError
 from raylm.store import Store
@@ -178,3 +182,24 @@ def test_install_from_it_needs_no_other_configuration(
     (made / "raylm.yaml").write_text("name: other\n")
     assert main(words) == 1
     assert "raylm.yaml was altered" in capsys.readouterr().err
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    page = (ROOT / "docs/air-gapped.md").read_text().replace("\\\n", "")
+    lines = [line for line in page.splitlines() if line.startswith("raylm deploy ")]
+    assert [line.split()[2] for line in lines] == [
+        "bundle",
+        "load",
+        "load",
+        "load",
+        *["install"] * 2,
+    ]
+    group = typer.main.get_command(deploy.app)
+    assert isinstance(group, TyperGroup)
+    sets = []
+    for line in lines:
+        name, *words = shlex.split(line)[2:]
+        params = group.commands[name].make_context(name, words).params
+        sets += params.get("sets") or []
+    assert len(sets) == 2
+    load_config(None, sets)
