@@ -49,7 +49,7 @@ on() {
     printf 'if [ -n %q ]; then . %q; fi\n' "${RAYLM_ENV:-}" "${RAYLM_ENV:-/dev/null}"
     printf 'cd && mkdir -p %q && cd %q && [ ! -f env.sh ] || . ./env.sh\n' "$there" "$there"
     # shellcheck disable=SC2016 # of the host's own shell
-    printf 'export RAY_AUTH_TOKEN_PATH="$PWD/token" RAY_ADDRESS=%q\n' "$head:$port"
+    printf 'export RAY_AUTH_TOKEN_PATH="$PWD/token"\n'
     cat
   } | "${ssh[@]}" "$1" bash -s
 }
@@ -75,8 +75,8 @@ exec ray start $role --node-ip-address=$address --disable-usage-stats $more >/de
 }
 
 num_nodes() {
-  on "${hosts[0]}" <<< 'ray list nodes --filter state=ALIVE --format json' 2>/dev/null |
-    grep -c '"node_id"' || true
+  on "${hosts[0]}" <<< "ray list nodes --address=http://$head:8265 --filter state=ALIVE --format json" \
+    2>/dev/null | grep -o '"node_id"' | wc -l || true
 }
 
 down() {

@@ -92,7 +92,18 @@ def hosts(num: int, folder: Path) -> Iterator[list[Host]]:
         for i, address in enumerate(addresses):
             network.plug_in(made, i, address)
             namespace = network.node_namespace(made, i)
-            words = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+            # A test that is killed takes them with it.
+            words = [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--uts",
+                "--fork",
+                "--mount-proc",
+            ]
             words += ["--kill-child=SIGKILL", "bash", "-c", _INIT, "init", f"host{i}", str(folder)]
             holder = subprocess.Popen(network.inside(namespace, words))
             found.append(Host(f"host{i}", address, namespace, holder))

@@ -33,10 +33,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of keys, the configuration of sshd, and the list of hosts."""
+    return tmp_path_factory.mktemp("ssh")
+
+
+@pytest.fixture(scope="module")
+def machines(folder: Path) -> Iterator[list[Host]]:
     if shutil.which("sshd") is None:
         pytest.skip("sshd is not here: apt-get install openssh-server")
-    folder = tmp_path_factory.mktemp("ssh")
     for key in ("host_key", "user_key"):
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
         subprocess.run(words, check=True)
@@ -71,9 +76,8 @@ def ssh(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def script(machines: list[Host], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def script(machines: list[Host], folder: Path) -> Run:
     """hosts.sh with the list of all, or of others."""
-    (folder,) = tmp_path_factory.getbasetemp().glob("ssh*")
     env = base_env() | {
         "RAYLM_SSH": " ".join(ssh(folder)),
         "RAYLM_STATE": str(folder / "state"),
@@ -87,7 +91,7 @@ def script(machines: list[Host], tmp_path_factory: pytest.TempPathFactory) -> It
             command, env=env, capture_output=True, text=True, timeout=300, check=False
         )
 
-    yield run
+    return run
 
 
 def comms(host: Host) -> list[str]:
