@@ -17,7 +17,7 @@ from raylm.config.load import load_config
 from raylm.deploy.kubernetes.environment import pod_env
 from raylm.deploy.submit import entrypoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
 LINES = [
     line
