@@ -28,6 +28,8 @@ COPY requirements/${LOCK}.txt /src/lock.txt
 RUN /opt/uv/bin/uv pip install --requirements /src/lock.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY raylm /src/raylm
+COPY helm /src/helm
+COPY k8s/kuberay /src/k8s/kuberay
 RUN /opt/uv/bin/uv pip install --no-deps /src
 
 # What is inside, as CycloneDX, read from the environment itself.

@@ -235,6 +235,30 @@ class Store:
                 folder.rename(path)
                 sync_folder(path.parent)
 
+    def take(self, folder: Path) -> Artifact:
+        """Copy an artifact of elsewhere to its address here; one that is there is left as it is.
+
+        Raises:
+            ArtifactError: it is incomplete or altered.
+            HostError: the disk is full.
+        """
+        found = Artifact(folder, read_manifest(folder))
+        verify(found)
+        target = self.root / found.ref
+        with self.lock(f"commit-{found.digest[:12]}"), disk_errors(self.root):
+            if not (target.exists() and _complete(target, found.digest)):
+                with self._draft_folder() as draft:
+                    shutil.copytree(folder, draft, dirs_exist_ok=True)
+                    verify(Artifact(draft, found.manifest))
+                    sync_tree(draft)
+                    shutil.rmtree(target, ignore_errors=True)
+                    draft.rename(target)
+                    sync_folder(target.parent)
+        taken = self.open(target)
+        if self.bucket is not None:
+            self.bucket.push(taken)
+        return taken
+
     def mark_verified(self, artifact: Artifact) -> None:
         """Note that this machine has hashed these very files (size and time of each)."""
         folder = self.root / "verified" / socket.gethostname()

@@ -1,15 +1,18 @@
-"""raylm deploy render|install|status|upgrade|rollback|uninstall."""
+"""raylm deploy render|install|status|upgrade|rollback|uninstall|bundle|load."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylm.cli.bundle import Folder, bundle, load, read_bundle
 from raylm.cli.options import Config, Output, Sets, read_config
 from raylm.cli.output import emit, say
 from raylm.cli.progress import progress
+from raylm.errors import ConfigError
 
 if TYPE_CHECKING:
     from raylm.config.run import RunConfig
@@ -22,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="A served model, or a run, on Kubernetes: releases of raylm's Helm charts.",
 )
+app.command()(bundle)
+app.command()(load)
 Context = Annotated[
     str | None,
     typer.Option(
@@ -53,7 +58,7 @@ def render(
     """The chart's values and the manifests; asks no cluster, and changes nothing."""
     import yaml
 
-    chart, name, values, client = _release(config, sets, train, None)
+    chart, name, values, client, _ = _release(config, sets, train, None, None)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if only_values:
         emit(values, text, output)
@@ -72,15 +77,16 @@ def install(
     config: Config = None,
     sets: Sets = None,
     train: Train = False,
+    folder: Folder = None,
     wait_s: Wait = 600.0,
     context: Context = None,
     output: Output = "text",
 ) -> None:
     """Make a release, and wait until it answers; what it needs is looked at first."""
-    chart, name, values, client = _release(config, sets, train, context)
+    chart, name, values, client, package = _release(config, sets, train, context, folder)
     from raylm.deploy.kubernetes import release
 
-    release.install(client, chart, name, values)
+    release.install(client, chart, name, values, package=package)
     _follow(client, chart, name, wait_s, output)
 
 
@@ -89,15 +95,16 @@ def upgrade(
     config: Config = None,
     sets: Sets = None,
     train: Train = False,
+    folder: Folder = None,
     wait_s: Wait = 600.0,
     context: Context = None,
     output: Output = "text",
 ) -> None:
     """Change a release to what the configuration says; running answers are finished."""
-    chart, name, values, client = _release(config, sets, train, context)
+    chart, name, values, client, package = _release(config, sets, train, context, folder)
     from raylm.deploy.kubernetes import release
 
-    release.upgrade(client, chart, name, values)
+    release.upgrade(client, chart, name, values, package=package)
     _follow(client, chart, name, wait_s, output)
 
 
@@ -169,14 +176,28 @@ def release_name(config: RunConfig, train: bool) -> str:
 
 
 def _release(
-    config: str | None, sets: list[str] | None, train: bool, context: str | None
-) -> tuple[Chart, str, dict[str, Any], Client]:
-    loaded = read_config(config, sets)
+    config: str | None,
+    sets: list[str] | None,
+    train: bool,
+    context: str | None,
+    folder: Path | None,
+) -> tuple[Chart, str, dict[str, Any], Client, Path | None]:
+    chart: Chart = "raylm-train" if train else "raylm"
+    package = None
+    if folder is None:
+        loaded = read_config(config, sets)
+    else:
+        if config is not None:
+            raise ConfigError(
+                "--bundle has a configuration of its own; -c goes without it", code="config-twice"
+            )
+        found, loaded = read_bundle(folder, sets)
+        package = found.chart(chart)
     from raylm.deploy.kubernetes.values import chart_values, train_values
 
     values = (train_values if train else chart_values)(loaded.config)
-    chart: Chart = "raylm-train" if train else "raylm"
-    return chart, release_name(loaded.config, train), values, _client(loaded.config, context)
+    name = release_name(loaded.config, train)
+    return chart, name, values, _client(loaded.config, context), package
 
 
 def _client(config: RunConfig, context: str | None) -> Client:

@@ -137,11 +137,9 @@ def _engine(
     threads: int,
     placement: Placement,
 ) -> Any:
-    actor = _actor(config.cpus_per_replica, threads)
+    actor = engine_actor(model, config, threads, placement)
     if takes_vllm(model.path, engine):
         actor = vllm_actor(actor, engine)
-    if labels := placement.labels.get(model.name):
-        actor["label_selector"] = dict(labels)
     replica: Any = serve.deployment(EngineReplica).options(
         name=engine_name(model),
         **scaling(config),
@@ -154,8 +152,22 @@ def _engine(
         **gpu_bundles(model, engine, config.cpus_per_replica),
         **_lifecycle(config),
     )
-    settings = engine.model_dump(mode="json") | {"num_threads": threads}
-    return replica.bind(model, settings, cache_root)
+    return replica.bind(model, engine_settings(engine, threads), cache_root)
+
+
+def engine_actor(
+    model: ServedModel, config: ServeConfig, num_threads: int, placement: Placement
+) -> dict[str, Any]:
+    """Ray's options for a process that loads a model: its CPUs, environment and nodes."""
+    actor = _actor(config.cpus_per_replica, num_threads)
+    if labels := placement.labels.get(model.name):
+        actor["label_selector"] = dict(labels)
+    return actor
+
+
+def engine_settings(engine: EngineConfig, num_threads: int) -> dict[str, Any]:
+    """An engine's configuration as plain values, as an EngineReplica takes it."""
+    return engine.model_dump(mode="json") | {"num_threads": num_threads}
 
 
 def _lifecycle(config: ServeConfig) -> dict[str, Any]:

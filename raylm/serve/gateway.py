@@ -70,6 +70,7 @@ class GatewayReplica:
         catalog = catalog_of(models, engines, config, RetryBudget(most), metrics)
         self._readiness = Readiness(catalog, num_replicas=config.min_replicas)
         alone = config.gateways == 1 and self._executor is None
+        self._served = [(model.name, model.digest, engine_key) for model in models]
         self._gateway = Gateway(
             catalog=catalog,
             limits=config.limits,
@@ -100,6 +101,10 @@ class GatewayReplica:
     async def slower(self) -> list[str]:
         """Of quantized models that are slower than what they were made from, a sentence each."""
         return await self._readiness.slower()
+
+    async def served(self) -> list[tuple[str, str, str]]:
+        """Name and digest of each model, and the key of its engine's settings."""
+        return self._served
 
     async def drain(self) -> int:
         """Refuse new calls from now on; how many still run."""

@@ -1,7 +1,7 @@
 """app: what a RayService's `serveConfigV2` imports; models in a store to a Serve application.
 
-Ray Serve runs it in a task on the cluster, whenever `serveConfigV2` changes. What comes of the same
-arguments is the same, so that only what changed is replaced.
+Ray Serve runs it in a task on the cluster, whenever the arguments in `serveConfigV2` change, and
+then replaces every replica: it gives all deployments the version of the arguments.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from raylm.serve.catalog import ServedModel, check_names
 from raylm.serve.prepare import served_artifact, served_folder
 from raylm.serve.replica import CAUSE
 from raylm.serve.room import num_threads
+from raylm.serve.trial import try_new
 from raylm.store import Store
 
 
@@ -71,18 +72,29 @@ def _build(args: AppArgs) -> serve.Application:
     models = [_served(store, model.ref) for model in args.models]
     check_names(models)
     path = None if args.serve.api_keys is None else Path(args.serve.api_keys)
+    keys = keys_for(args.serve, path)
+    threads = num_threads(models, args.serve, args.engine, [args.node_cpus])
+    placement = Placement(
+        surge_percent=args.surge_percent,
+        labels={m.name: a.labels for m, a in zip(models, args.models, strict=True)},
+    )
+    try_new(
+        models,
+        args.serve,
+        args.engine,
+        cache_root=args.cache_root,
+        num_threads=threads,
+        placement=placement,
+    )
     return build_application(
         models,
         args.serve,
         args.engine,
         cache_root=args.cache_root,
-        keys=keys_for(args.serve, path),
+        keys=keys,
         key_file=path,
-        num_threads=num_threads(models, args.serve, args.engine, [args.node_cpus]),
-        placement=Placement(
-            surge_percent=args.surge_percent,
-            labels={m.name: a.labels for m, a in zip(models, args.models, strict=True)},
-        ),
+        num_threads=threads,
+        placement=placement,
     )
 
 

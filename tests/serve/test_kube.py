@@ -6,8 +6,10 @@ put in its place: the folders, and the port of the endpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,11 +33,15 @@ DEADLINE_S = 240.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with cluster(tmp_path_factory.mktemp("store")) as store:
-        folder = write_llama(tmp_path_factory.mktemp("m") / "tiny")
-        with store.draft("model", "tiny") as draft:
-            shutil.copytree(folder, draft.path, dirs_exist_ok=True)
-            draft.commit()
+        put(store, "tiny", write_llama(tmp_path_factory.mktemp("m") / "tiny"))
         yield store
+
+
+def put(store: Store, name: str, folder: Path) -> str:
+    """A folder as an artifact; its name with the digest."""
+    with store.draft("model", name) as draft:
+        shutil.copytree(folder, draft.path, dirs_exist_ok=True)
+        return f"{name}-{draft.commit().digest[:12]}"
 
 
 class Service:
@@ -70,6 +76,39 @@ class Service:
             assert time.monotonic() < deadline_s, found["message"]
             time.sleep(0.2)
         return found
+
+
+@contextlib.contextmanager
+def asked_all_along(service: Service, model: str, num_clients: int = 2) -> Iterator[list[str]]:
+    """Clients that ask one request after the other until the end of the block; what each saw:
+    "" for an answer, else what was wrong."""
+    seen: list[str] = []
+    over = threading.Event()
+
+    def client() -> None:
+        body = {"model": model, "prompt": "the quick", "max_tokens": 16, "ignore_eos": True}
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        data = json.dumps(body).encode()
+        while not over.is_set():
+            request = urllib.request.Request(f"{service.url}/v1/completions", data, headers)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    used = json.load(response)["usage"]["completion_tokens"]
+                seen.append("" if used == 16 else f"{used} tokens")
+            except Exception as error:
+                text = error.read().decode() if hasattr(error, "read") else repr(error)
+                seen.append(text)
+            time.sleep(0.05)
+
+    threads = [threading.Thread(target=client) for _ in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(timeout=90)
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +191,43 @@ def test_a_model_that_is_not_there_leaves_the_old_one_and_says_why(
     (cause,) = causes(kuberay, [])
     assert cause.startswith("there is no model 'tinny'")
     assert asked() == 0
+
+
+def test_a_model_that_does_not_load_leaves_the_old_one_and_says_why(
+    service: Service, store: Store, tmp_path: Path
+) -> None:
+    folder = write_llama(tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    broken = put(store, "broken", folder)
+    service.apply(["tiny"])
+    service.wait("RUNNING")
+    before = sorted(p.pid for p in replicas("engine-tiny"))
+    with asked_all_along(service, "tiny") as seen:
+        service.apply([broken])
+        found = service.wait("DEPLOY_FAILED")
+    kuberay = {"activeServiceStatus": {"applicationStatuses": {"raylm": found}}}
+    (cause,) = causes(kuberay, [])
+    assert f"{broken}/model.safetensors is damaged" in cause
+    assert len(seen) > 4 and not any(seen)
+    assert sorted(p.pid for p in replicas("engine-tiny")) == before
+
+
+def test_after_it_a_good_one_takes_the_place_without_a_failed_request(
+    service: Service, store: Store, tmp_path: Path
+) -> None:
+    new = put(store, "tiny", write_llama(tmp_path / "tiny", hidden=128))
+    before = {p.pid for name in ("gateway", "engine-tiny") for p in replicas(name)}
+    with asked_all_along(service, "tiny") as seen:
+        service.apply([new])
+        service.wait("RUNNING")
+    assert len(seen) > 4 and not any(seen)
+    after = {p.pid for name in ("gateway", "engine-tiny") for p in replicas(name)}
+    assert len(after) == 4 and not after & before
+    request = urllib.request.Request(
+        f"{service.url}/v1/models", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:
+        assert new in {model["id"] for model in json.load(response)["data"]}

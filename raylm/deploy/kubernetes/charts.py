@@ -1,4 +1,4 @@
-"""Where the charts are: beside the package, in a checkout."""
+"""Where the charts and KubeRay's manifests are: in a checkout, or inside an installed package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from raylm.deploy.kubernetes.values import Chart
 from raylm.errors import HostError
 
-_FOLDER = Path(__file__).parents[3] / "helm"
+CHECKOUT = Path(__file__).parents[3]
+PACKAGED = Path(__file__).parent / "packaged"
+"""Laid out as a checkout; made when a wheel is built (pyproject.toml)."""
 
 
 def chart_folder(chart: Chart) -> Path:
@@ -16,11 +18,26 @@ def chart_folder(chart: Chart) -> Path:
     Raises:
         HostError: this installation has none.
     """
-    if (_FOLDER / chart / "Chart.yaml").is_file():
-        return _FOLDER / chart
+    return _folder(f"helm/{chart}", "Chart.yaml")
+
+
+def kuberay_folder() -> Path:
+    """The folder of KubeRay's definitions and operator.
+
+    Raises:
+        HostError: this installation has none.
+    """
+    return _folder("k8s/kuberay", "SHA256SUMS")
+
+
+def _folder(name: str, file: str) -> Path:
+    # In a checkout what is worked on counts.
+    for root in (CHECKOUT, PACKAGED):
+        if (root / name / file).is_file():
+            return root / name
     raise HostError(
-        f"this installation of raylm has no chart {chart}",
+        f"this installation of raylm has no {name}",
         code="charts-missing",
-        hint="work in a checkout of raylm, whose helm/ has it; "
-        "`raylm deploy render --values` needs none",
+        hint="install raylm from a wheel, or work in a checkout; "
+        "`raylm deploy render --values` needs no chart",
     )

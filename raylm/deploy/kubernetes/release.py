@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -37,8 +38,10 @@ def render(client: Client, chart: Chart, name: str, values: Values) -> str:
     return client.helm("template", name, str(chart_folder(chart)), "-f", "-", stdin=_yaml(values))
 
 
-def install(client: Client, chart: Chart, name: str, values: Values) -> None:
-    """Make a release; where that fails, nothing of it stays.
+def install(
+    client: Client, chart: Chart, name: str, values: Values, *, package: Path | None = None
+) -> None:
+    """Make a release; where that fails, nothing of it stays. `package` is a chart of a bundle.
 
     Raises:
         ConfigError, HostError: something is missing, or there is a release of that name.
@@ -51,24 +54,26 @@ def install(client: Client, chart: Chart, name: str, values: Values) -> None:
             hint="`raylm deploy upgrade` changes it",
         )
     try:
-        client.helm("install", name, str(chart_folder(chart)), "-f", "-", stdin=_yaml(values))
+        place = str(package or chart_folder(chart))
+        client.helm("install", name, place, "-f", "-", stdin=_yaml(values))
     except RaylmError:
         with suppress(RaylmError):
             client.helm("uninstall", name, "--ignore-not-found")
         raise
 
 
-def upgrade(client: Client, chart: Chart, name: str, values: Values) -> None:
-    """Change a release; where that fails, it is as it was.
+def upgrade(
+    client: Client, chart: Chart, name: str, values: Values, *, package: Path | None = None
+) -> None:
+    """Change a release; where that fails, it is as it was. `package` is a chart of a bundle.
 
     Raises:
         ConfigError, HostError: something is missing, or there is no such release.
     """
     preflight(client, chart, values)
     _need_release(client, name)
-    client.helm(
-        "upgrade", name, str(chart_folder(chart)), "--reset-values", "-f", "-", stdin=_yaml(values)
-    )
+    place = str(package or chart_folder(chart))
+    client.helm("upgrade", name, place, "--reset-values", "-f", "-", stdin=_yaml(values))
 
 
 def rollback(client: Client, name: str, revision: int | None) -> None:

@@ -31,6 +31,17 @@ CRDS = {
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ],
+    "github.com/argoproj/argo-cd/v3@v3.5.0": ["manifests/crds/application-crd.yaml"],
+    "github.com/fluxcd/source-controller@v1.8.0": [
+        "config/crd/bases/source.toolkit.fluxcd.io_gitrepositories.yaml",
+        "config/crd/bases/source.toolkit.fluxcd.io_ocirepositories.yaml",
+    ],
+    "github.com/fluxcd/kustomize-controller@v1.7.3": [
+        "config/crd/bases/kustomize.toolkit.fluxcd.io_kustomizations.yaml",
+    ],
+    "github.com/fluxcd/helm-controller@v1.4.0": [
+        "config/crd/bases/helm.toolkit.fluxcd.io_helmreleases.yaml",
+    ],
 }
 KINDS = {
     "v1/ConfigMap", "v1/Pod", "v1/Secret", "v1/Service", "v1/ServiceAccount",
