@@ -193,9 +193,7 @@ def _follow(
 
     if chart == "raylm" and wait_s > 0:
         with progress() as report:
-            seen = release.wait_ready(
-                client, name, wait_s, settled_s=settled_s, report=report
-            )
+            seen = release.wait_ready(client, name, wait_s, settled_s=settled_s, report=report)
     else:
         seen = release.status(client, name)
         say("`raylm deploy status` says how it goes")
