@@ -18,7 +18,7 @@ from tests.e2e.place import Place, place, stage
 from tests.e2e.written import Starts, write
 
 _HERE = Path(__file__).parent
-_ORDER = ("local_cluster", "serving", "changes", "faults", "uninstall", "plain_helm", "training")
+_ORDER = ("local_cluster", "serving", "changes", "faults", "uninstall", "plain_helm")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

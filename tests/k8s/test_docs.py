@@ -23,9 +23,12 @@ def test_commands_of_the_cluster_are_known() -> None:
 
 def test_targets_are_in_the_makefile() -> None:
     targets = [line.split()[1] for line in _LINES if line.startswith("make ")]
-    assert targets == ["cluster-up", "cluster-down"]
+    assert targets == ["cluster-up", "cluster-down", "e2e", "e2e"]
     makefile = (_ROOT / "Makefile").read_text()
-    for target in targets:
+    assert "\ne2e: .venv/dev ##" in makefile and "-m tests.e2e\n" in makefile
+    names = {word.partition("=")[0] for line in _LINES for word in line.split() if "=" in word}
+    assert {"CONTEXT", "IMAGE", "REDIS_IMAGE", "STORAGE_CLASS"} <= names
+    for target in targets[:2]:
         action = target.removeprefix("cluster-")
         assert f"\n{target}: ##" in makefile
         assert f"-m k8s.local {action}\n" in makefile
