@@ -32,15 +32,15 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def _starts(starts: dict[str, list[dict[str, float]]]) -> list[str]:
-    """Each cell is the median of the runs."""
+    """The fastest and the slowest of the runs."""
     lines = [
         f"| from `helm install` to the first token, seconds | {' | '.join(starts)} |",
         f"|{'---|' * (len(starts) + 1)}",
     ]
     for key, text in _PHASES.items():
-        cells = [f"{_median([run[key] for run in runs]):.1f}" for runs in starts.values()]
+        cells = [_range([run[key] for run in runs]) for runs in starts.values()]
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    sums = [f"**{_median([sum(run.values()) for run in runs]):.1f}**" for runs in starts.values()]
+    sums = [_range([sum(run.values()) for run in runs]) for runs in starts.values()]
     return [*lines, f"| all | {' | '.join(sums)} |"]
 
 
@@ -65,8 +65,9 @@ def _events(events: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

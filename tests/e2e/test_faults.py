@@ -18,10 +18,13 @@ _NODE_S = 120.0
 
 
 def is_whole(cluster: Place, release: str, *, without: str = "") -> bool:
-    """Head and two workers are ready, and none is the one that was lost."""
+    """All pods are ready, and none is the one that was lost.
+
+    A third worker may have come to make room for new replicas, and may have kept some.
+    """
     found = cluster.items("pods", f"app.kubernetes.io/instance={release}")
     names = [pod["metadata"]["name"] for pod in found]
-    return len(found) == 4 and without not in names and all(map(_is_ready, found))
+    return len(found) >= 4 and without not in names and all(map(_is_ready, found))
 
 
 def _is_ready(pod: dict[str, Any]) -> bool:

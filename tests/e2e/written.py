@@ -16,7 +16,9 @@ def write(file: Path, starts: Starts, seen: list[Seen]) -> None:
     """Each event and each way of starting has a list of runs."""
     found = json.loads(file.read_text()) if file.exists() else {"starts": {}, "events": {}}
     for way, phases in starts.items():
-        found["starts"].setdefault(way, []).append(asdict(phases))
+        found["starts"].setdefault(way, []).append(
+            {part: round(seconds, 1) for part, seconds in asdict(phases).items()}
+        )
     for one in seen:
         run = asdict(one)
         found["events"].setdefault(run.pop("event"), []).append(run)

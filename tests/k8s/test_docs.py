@@ -1,11 +1,13 @@
 """What docs/kubernetes.md tells to type is there."""
 
+import json
 import re
 from pathlib import Path
 
 from k8s.local.__main__ import _parser
 from k8s.local.layout import KUBECONFIG
 from k8s.local.requirements import PACKAGES
+from tests.e2e.table import MARKS, tables
 
 _ROOT = Path(__file__).parents[2]
 _PAGE = (_ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
@@ -44,3 +46,9 @@ def test_files_and_folders_are_where_the_page_says() -> None:
     folders = set(re.findall(r"`(k8s/[\w/]+)`", _PAGE))
     assert len(folders) >= 5
     assert [folder for folder in folders if not (_ROOT / folder).is_dir()] == []
+
+
+def test_the_tables_are_of_the_figures_that_are_kept() -> None:
+    begin, end = MARKS
+    shown = _PAGE.split(begin)[1].split(end)[0]
+    assert shown.strip() == tables(json.loads((_ROOT / "docs/e2e.json").read_text()))
