@@ -15,7 +15,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 ca-certificates tini wget \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log
 
-FROM base AS build
+FROM base AS packages
 ARG LOCK=serve
 ARG UV=0.13.9
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON=/opt/raylm/bin/python
@@ -26,11 +26,16 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-venv \
  && python3 -m venv --without-pip /opt/raylm
 COPY requirements/${LOCK}.txt /src/lock.txt
 RUN /opt/uv/bin/uv pip install --requirements /src/lock.txt
+
+FROM packages AS build
 COPY pyproject.toml README.md LICENSE /src/
 COPY raylm /src/raylm
 COPY helm /src/helm
 COPY k8s/kuberay /src/k8s/kuberay
-RUN /opt/uv/bin/uv pip install --no-deps /src
+# raylm's own files apart, so that a new version is a small layer over the packages.
+RUN touch /src/before && /opt/uv/bin/uv pip install --no-deps /src && mkdir /own && cd / \
+ && find opt/raylm -cnewer /src/before ! -type d -print0 \
+  | tar --null --files-from=- -cf - | tar -xf - -C /own
 
 # What is inside, as CycloneDX, read from the environment itself.
 FROM build AS listing
@@ -54,7 +59,8 @@ LABEL org.opencontainers.image.title="raylm" \
 RUN groupadd --gid 10001 raylm \
  && useradd --uid 10001 --gid 10001 --home-dir /home/raylm --create-home --shell /usr/sbin/nologin raylm \
  && install -d -o 10001 -g 10001 /store
-COPY --from=build /opt/raylm /opt/raylm
+COPY --from=packages /opt/raylm /opt/raylm
+COPY --from=build /own /
 COPY --from=listing /bom.cdx.json /usr/share/doc/raylm/
 ENV PATH=/opt/raylm/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/home/raylm \

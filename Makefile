@@ -11,7 +11,7 @@ PARTS := "tests $(OWN_PARTS:%=--ignore=%)" $(OWN_PARTS)
 IMAGE ?= raylm:$(LOCK)
 LOCK ?= serve
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults cluster-up cluster-down check generate helm image clean
+.PHONY: help demo test faults e2e cluster-up cluster-down check generate helm image clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,14 @@ faults: .venv/dev ## Kill and resume, at full counts
 	  echo "== faults: $$part"; \
 	  $(BIN)/python -m pytest -m faults $$part || [ $$? -eq 5 ] || failed=1; \
 	done; exit $$failed
+
+CONTEXT ?=
+REDIS_IMAGE ?=
+STORAGE_CLASS ?=
+e2e: .venv/dev ## Kubernetes, for real: a cluster made here as root, or CONTEXT= (docs/kubernetes.md)
+	@RAYLM_E2E_CONTEXT="$(CONTEXT)" RAYLM_E2E_IMAGE="$(IMAGE)" \
+	  RAYLM_E2E_REDIS_IMAGE="$(REDIS_IMAGE)" RAYLM_E2E_STORAGE_CLASS="$(STORAGE_CLASS)" \
+	  $(BIN)/python -m tests.e2e
 
 cluster-up: ## A real Kubernetes with KubeRay on this machine, without Docker; needs root
 	@$(PYTHON) -m k8s.local up

@@ -105,7 +105,7 @@ def upgrade(
     from raylm.deploy.kubernetes import release
 
     release.upgrade(client, chart, name, values, package=package)
-    _follow(client, chart, name, wait_s, output)
+    _follow(client, chart, name, wait_s, output, settled_s=release.SETTLED_S)
 
 
 @app.command()
@@ -129,7 +129,8 @@ def rollback(
 
     name = release_name(loaded.config, train)
     release.rollback(client, name, revision)
-    _follow(client, "raylm-train" if train else "raylm", name, wait_s, output)
+    chart: Chart = "raylm-train" if train else "raylm"
+    _follow(client, chart, name, wait_s, output, settled_s=release.SETTLED_S)
 
 
 @app.command()
@@ -206,12 +207,14 @@ def _client(config: RunConfig, context: str | None) -> Client:
     return Client(context=context, namespace=config.deploy.namespace)
 
 
-def _follow(client: Client, chart: Chart, name: str, wait_s: float, output: str) -> None:
+def _follow(
+    client: Client, chart: Chart, name: str, wait_s: float, output: str, settled_s: float = 0.0
+) -> None:
     from raylm.deploy.kubernetes import release
 
     if chart == "raylm" and wait_s > 0:
         with progress() as report:
-            seen = release.wait_ready(client, name, wait_s, report=report)
+            seen = release.wait_ready(client, name, wait_s, settled_s=settled_s, report=report)
     else:
         seen = release.status(client, name)
         say("`raylm deploy status` says how it goes")

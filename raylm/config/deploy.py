@@ -195,7 +195,7 @@ class ServingConfig(Section):
     network_policy: NetworkPolicyConfig = NetworkPolicyConfig()
     """Who may connect."""
     disruption_budget: bool = True
-    """A PodDisruptionBudget: drains of nodes take one worker at a time."""
+    """A PodDisruptionBudget: drains of nodes leave all but one of the groups' `min` workers."""
     spread: Literal["none", "prefer", "require"] = "prefer"
     """Spread the workers of a group over nodes."""
     priority: PriorityConfig = PriorityConfig()

@@ -317,6 +317,22 @@ def test_services_and_budgets_select_the_pods_they_mean(values: str) -> None:
         assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
 
 
+@pytest.mark.parametrize(
+    ("workers", "left"),
+    [('[{"name":"a"}]', 1), ('[{"name":"a","min":1}]', 0), ('[{"name":"a","min":0}]', 0),
+     ('[{"name":"a","min":3},{"name":"b"}]', 4)],
+)  # fmt: skip
+def test_a_drain_leaves_all_but_one_of_the_workers_that_are_always_there(
+    workers: str, left: int
+) -> None:
+    done = template("raylm", "-f", MINIMAL, "--set-json", f"workers={workers}")
+    manifests = tuple(filter(None, yaml.safe_load_all(done.stdout)))
+    budget = one(manifests, "PodDisruptionBudget")["spec"]
+    # maxUnavailable is not for pods of a RayCluster, which has no scale that Kubernetes reads.
+    assert budget.keys() == {"minAvailable", "selector", "unhealthyPodEvictionPolicy"}
+    assert budget["minAvailable"] == left
+
+
 def test_from_outside_the_release_only_the_gateway_is_open() -> None:
     policy = one(serves(), "NetworkPolicy")["spec"]
     by_port: dict[int, list[Any]] = {}

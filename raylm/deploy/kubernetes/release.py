@@ -21,6 +21,8 @@ from raylm.progress import Report, Tick, silent
 
 Values = Mapping[str, Any]
 POLL_S = 2.0
+SETTLED_S = 6.0
+"""KubeRay looks every two seconds, and tells a change in the look after the one that made it."""
 GONE_S = 420.0
 """KubeRay gives the cleaning of Redis five minutes."""
 _RESOURCES: dict[Chart, tuple[str, ...]] = {
@@ -137,12 +139,13 @@ def status(client: Client, name: str) -> ReleaseState:
     kind = _RESOURCES[chart][0]
     resource = client.get(f"{kind}.ray.io/{name}") or {}
     seen = resource.get("status") or {}
+    generation = resource.get("metadata", {}).get("generation", 0)
     return ReleaseState(
         name=name,
         namespace=str(release["namespace"]),
         revision=int(release["revision"]),
         chart=chart,
-        state=service_state(seen) if chart == "raylm" else job_state(seen),
+        state=service_state(seen, generation) if chart == "raylm" else job_state(seen),
         pods_ready=sum(is_ready(pod) for pod in pods),
         pods=len(pods),
         causes=causes(seen, pods),
@@ -150,21 +153,36 @@ def status(client: Client, name: str) -> ReleaseState:
 
 
 def wait_ready(
-    client: Client, name: str, timeout_s: float, *, report: Report = silent
+    client: Client,
+    name: str,
+    timeout_s: float,
+    *,
+    settled_s: float = 0.0,
+    report: Report = silent,
 ) -> ReleaseState:
     """Wait until a served release answers.
+
+    Args:
+        settled_s: for so long it must be seen to be ready, or to have failed. After a change the
+            operator first tells how it was before.
 
     Raises:
         HostError: it does not in time, or never will; with the most telling cause.
     """
-    deadline_s = time.monotonic() + timeout_s
+    since_s = time.monotonic()
+    deadline_s = since_s + timeout_s
+    last = ""
     while True:
         seen = status(client, name)
-        if seen.state == "ready":
+        if seen.state != last:
+            last, since_s = seen.state, time.monotonic()
+        is_settled = time.monotonic() - since_s >= settled_s
+        if seen.state == "ready" and is_settled:
             return seen
         cause = seen.causes[0] if seen.causes else f"{seen.pods_ready} of {seen.pods} pods ready"
-        if seen.state == "failed" or time.monotonic() > deadline_s:
-            late = "" if seen.state == "failed" else f" after {timeout_s:.0f} s"
+        has_failed = seen.state == "failed" and is_settled
+        if has_failed or time.monotonic() > deadline_s:
+            late = "" if has_failed else f" after {timeout_s:.0f} s"
             raise HostError(
                 f"{name} is {seen.state}{late}: {cause}",
                 code="release-not-ready",

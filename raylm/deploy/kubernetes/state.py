@@ -34,8 +34,13 @@ class ReleaseState:
         return asdict(self)
 
 
-def service_state(status: Mapping[str, Any]) -> str:
-    """ready, upgrading, starting or failed, of a RayService's status."""
+def service_state(status: Mapping[str, Any], generation: int = 0) -> str:
+    """ready, upgrading, starting or failed, of a RayService's status.
+
+    Args:
+        generation: of its metadata; the operator has not looked yet where its status is of an
+            earlier one.
+    """
     conditions = {c["type"]: c for c in status.get("conditions", [])}
 
     def holds(kind: str) -> bool:
@@ -43,10 +48,13 @@ def service_state(status: Mapping[str, Any]) -> str:
 
     if holds("UpgradeInProgress") or holds("RollbackInProgress"):
         return "upgrading"
+    if holds("Ready") and status.get("observedGeneration", generation) < generation:
+        return "upgrading"
     broken = any(a.get("status") == "DEPLOY_FAILED" for a in _applications(status))
     if holds("Ready"):
         # The old model goes on, and the new one does not come up.
-        return "failed" if broken else "ready"
+        moves = any(a.get("status") == "DEPLOYING" for a in _applications(status))
+        return "failed" if broken else "upgrading" if moves else "ready"
     reason = conditions.get("Ready", {}).get("reason")
     return (
         "failed" if broken or reason in ("InitializingTimeout", "ValidationFailed") else "starting"

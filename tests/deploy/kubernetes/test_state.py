@@ -38,10 +38,21 @@ NO_MODEL = (
             {"conditions": [READY], "activeServiceStatus": application("DEPLOY_FAILED")},
             "failed",
         ),
+        ({"conditions": [READY], "activeServiceStatus": application("DEPLOYING")}, "upgrading"),
+        ({"conditions": [READY], "activeServiceStatus": application("RUNNING")}, "ready"),
+        ({"conditions": [condition("Ready", False)], **application("DEPLOYING")}, "starting"),
     ],
 )
 def test_the_state_of_a_served_release(status: dict[str, Any], state: str) -> None:
     assert service_state(status) == state
+
+
+def test_a_change_that_the_operator_has_not_seen_is_not_ready() -> None:
+    broken = application("DEPLOY_FAILED")
+    status = {"conditions": [READY], "observedGeneration": 2, "activeServiceStatus": broken}
+    assert service_state(status, 3) == "upgrading"
+    assert service_state(status, 2) == "failed"
+    assert service_state({"conditions": [READY], "observedGeneration": 2}, 2) == "ready"
 
 
 @pytest.mark.parametrize(
