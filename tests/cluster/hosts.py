@@ -19,7 +19,8 @@ import pytest
 
 from cluster.local import network
 
-# First what is mounted, then a sign that it is, then nothing until the end.
+# First what is mounted, then a sign that it is, then nothing until the end but what a first process
+# has to do, and bash does: `ray stop` waits for processes until their parent has taken note.
 _INIT = """
 set -e
 hostname "$1"
@@ -29,7 +30,8 @@ mount -t tmpfs tmpfs /tmp/ray
 mount -t tmpfs tmpfs /var/tmp
 mount -t tmpfs tmpfs /run
 touch "$2/$1.up"
-exec sleep infinity
+trap : TERM
+while true; do sleep 3600 & wait; done
 """
 
 

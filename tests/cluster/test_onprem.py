@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,6 @@ StrictModes no
 UsePAM no
 PermitRootLogin prohibit-password
 PidFile none
-SetEnv PATH={path} PYTHONPATH={root}
 """
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,8 +43,10 @@ def machines(folder: Path) -> Iterator[list[Host]]:
     for key in ("host_key", "user_key"):
         words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
         subprocess.run(words, check=True)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    (folder / "sshd_config").write_text(SSHD.format(folder=folder, path=path, root=ROOT))
+    (folder / "sshd_config").write_text(SSHD.format(folder=folder))
+    (folder / "env").write_text(
+        f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT}\n"
+    )
     with hosts(3, folder) as found:
         sshd = f"mkdir -p /run/sshd && exec {shutil.which('sshd')} -D -e -f {folder}/sshd_config"
         for host in found:
@@ -80,6 +80,7 @@ def script(machines: list[Host], folder: Path) -> Run:
     """hosts.sh with the list of all, or of others."""
     env = base_env() | {
         "RAYLM_SSH": " ".join(ssh(folder)),
+        "RAYLM_ENV": str(folder / "env"),
         "RAYLM_STATE": str(folder / "state"),
         "RAYLM_THERE": "/var/tmp/raylm",  # of each host alone
         "RAYLM_TMP": "/var/tmp/ray",
