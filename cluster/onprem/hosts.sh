@@ -46,6 +46,8 @@ head=$(address_of "${hosts[0]}")
 # Runs what comes by stdin on a host, in raylm's environment there.
 on() {
   { printf 'set -eu\n'
+    # Debian's bash reads ~/.bashrc again in each job while it thinks that it was called by ssh.
+    printf 'unset SSH_CLIENT SSH2_CLIENT SSH_CONNECTION\n'
     printf 'if [ -n %q ]; then . %q; fi\n' "${RAYLM_ENV:-}" "${RAYLM_ENV:-/dev/null}"
     printf 'cd && mkdir -p %q && cd %q && [ ! -f env.sh ] || . ./env.sh\n' "$there" "$there"
     # shellcheck disable=SC2016 # of the host's own shell
