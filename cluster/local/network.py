@@ -141,9 +141,10 @@ def _own_link(cluster_id: str) -> str:
 def _free_network() -> str:
     routes = _run("-4", "route", "show", "table", "all").stdout
     used = set(re.findall(r"\b10\.\d+\.\d+(?=\.)", routes))
-    free = sorted({f"10.{a}.{b}" for a in range(200, 250) for b in range(256)} - used)
+    # From 10.231 on is k8s/local's.
+    free = sorted({f"10.{a}.{b}" for a in range(200, 230) for b in range(256)} - used)
     if not free:
-        raise HostError("no network 10.200.0 to 10.249.255 is free", code="nodes-network")
+        raise HostError("no network 10.200.0 to 10.229.255 is free", code="nodes-network")
     return random.SystemRandom().choice(free)
 
 
