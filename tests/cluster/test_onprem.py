@@ -16,7 +16,8 @@ from raylm.store import Store
 from tests.cluster.hosts import Host, hosts
 from tests.tiny import write_tiny
 
-pytestmark = pytest.mark.ray
+# A cluster of real daemons takes minutes: not in `make test`.
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
 SSHD = """\
 Port 22
