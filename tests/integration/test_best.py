@@ -78,7 +78,8 @@ def test_an_adapters_best_checkpoint_is_found_beside_the_training_kept_and_writt
     )  # fmt: skip
     assert run.model.manifest.metrics["result"] == result
     kept = [c.progress.step for c in complete_checkpoints(tmp_path / CHECKPOINTS)]
-    assert kept == [40, best]
+    # A look that the end cut short may have held one more.
+    assert {40, best} <= set(kept) and len(kept) <= 3
     # What was written is what the look saw, and not the last step's.
     written = held_out_loss(run.model, dataset)
     assert written == pytest.approx(found["held_out_loss"], rel=1e-5)
