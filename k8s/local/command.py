@@ -13,6 +13,7 @@ _PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin",
 _GO = "/usr/local/go/bin"
 COMMAND_S = 60.0
 """For what should take a second."""
+_LATE = "k8s-late"
 
 
 def environment() -> dict[str, str]:
@@ -33,7 +34,7 @@ def run(
     """Run to the end; returns what was written to stdout.
 
     Raises:
-        HostError: `k8s-command`, with the last lines of its stderr.
+        HostError: `k8s-command`, with the last lines of its stderr; `k8s-late`.
     """
     done = _run(words, timeout_s, cwd, env, text_in, file_in)
     if done.returncode:
@@ -46,8 +47,13 @@ def run(
 
 
 def succeeds(*words: str | Path, timeout_s: float = COMMAND_S) -> bool:
-    """Whether a command ends with 0."""
-    return _run(words, timeout_s, None, None, None, None).returncode == 0
+    """Whether a command ends with 0, and in time."""
+    try:
+        return _run(words, timeout_s, None, None, None, None).returncode == 0
+    except HostError as error:
+        if error.code != _LATE:
+            raise
+        return False
 
 
 def _run(
@@ -78,7 +84,7 @@ def _run(
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             raise HostError(
-                f"{_short(words)} did not end within {timeout_s:.0f} s", code="k8s-command"
+                f"{_short(words)} did not end within {timeout_s:.0f} s", code=_LATE
             ) from error
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
