@@ -27,7 +27,8 @@ from raylm.train.signs import read_signs
 from raylm.train.source import Source, SpecialTokens
 from tests.integration.test_faults import Training
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+# Minutes, for a look aside waits for a core: not in `make test`.
+pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def test_an_adapters_best_checkpoint_is_found_beside_the_training_kept_and_written(
