@@ -20,9 +20,13 @@ _NODE_S = 120.0
 def is_whole(cluster: Place, release: str, *, without: str = "") -> bool:
     """All pods are ready, and none is the one that was lost.
 
-    A third worker may have come to make room for new replicas, and may have kept some.
+    A third worker may have come to make room for new replicas, and may have kept some. KubeRay's
+    job that clears Redis of a cluster that is gone has that cluster's image, maybe an absent one,
+    and is given up after 5 minutes.
     """
-    found = cluster.items("pods", f"app.kubernetes.io/instance={release}")
+    found = cluster.items(
+        "pods", f"app.kubernetes.io/instance={release},ray.io/node-type!=redis-cleanup"
+    )
     names = [pod["metadata"]["name"] for pod in found]
     return len(found) >= 4 and without not in names and all(map(_is_ready, found))
 
