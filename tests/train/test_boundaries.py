@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ from tests.train.test_worker import dataset
 
 pytestmark = pytest.mark.timeout(900)
 BEFORE, AFTER = (SAVE - 1) * EVERY, SAVE * EVERY
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    found = Forks()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

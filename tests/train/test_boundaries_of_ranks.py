@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from tests.train.test_worker import dataset
 
 pytestmark = pytest.mark.timeout(1800)
 DRAFT = f".draft-{AFTER:08d}"
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    found = Forks()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")
